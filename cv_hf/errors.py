@@ -1,0 +1,59 @@
+"""The errors a user can meet, each with the exit code that `cv-hf` ends with.
+
+    CvHfError               2   the user's input is wrong
+    ├── RecipeError         2   the recipe: an unknown key, a value of the wrong type
+    ├── DataError           2   the dataset: missing, unreadable, a column or a label that is not there
+    ├── ModelError          2   the model: missing, of another task, weights that do not fit
+    ├── CheckFailed         1   a check ran and found something (verify, check)
+    ├── HubError            3   the Hub failed; nothing is lost
+    └── Interrupted       130   Ctrl-C or SIGTERM; what was saved can be resumed
+
+A message is one or two lines: what is wrong, where, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CvHfError(Exception):
+    """Base of all errors raised for a user to read; `str(error)` is the whole message."""
+
+    exit_code = 2
+
+
+class RecipeError(CvHfError):
+    """The recipe has an unknown key or a value that cannot be used."""
+
+
+class DataError(CvHfError):
+    """The dataset is missing, cannot be read, or lacks what the task needs."""
+
+
+class ModelError(CvHfError):
+    """The model is missing, does not fit the task, or its weights do not fit its configuration."""
+
+
+class CheckFailed(CvHfError):
+    """A check ran to its end and found something."""
+
+    exit_code = 1
+
+
+class HubError(CvHfError):
+    """The Hub refused or failed; what was trained is on disk."""
+
+    exit_code = 3
+
+
+class Interrupted(CvHfError):
+    """The user or the system stopped the run; the message holds the command that goes on."""
+
+    exit_code = 130
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known word nearest to `word`, or "" when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Fault:
+    """A planned failure of the requests whose method and path match; see `LoopbackHub.fault`."""
+
+    method: str | None = None
+    path: str = ""
+    times: int | None = 1
+    status: int | None = None
+    message: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    cut_after: int | None = None
+    truncate_to: int | None = None
+    alter: bool = False
+    hits: int = 0
+
+    @property
+    def on_body(self) -> bool:
+        return self.cut_after is not None or self.truncate_to is not None or self.alter
+
+    def take(self, method: str, path: str, *, answering: bool) -> bool:
+        """True, and one of `times` used up, where this fault strikes.
+
+        A fault of a download's body waits until there is a body to answer (`answering`): on a large file it must not
+        be spent on the redirect to the storage. All others strike when the request arrives.
+        """
+        if self.times is not None and self.hits >= self.times:
+            return False
+        if self.method not in (None, method) or not re.search(self.path, path):
+            return False
+        if answering != (self.on_body and method in ("GET", "HEAD")) or (answering and method == "HEAD"):
+            return False
+        self.hits += 1
+        return True
+
+
+def altered(content: bytes) -> bytes:
+    """The same length, the last byte changed."""
+    return content[:-1] + bytes([content[-1] ^ 0xFF]) if content else content
