@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback interface, for unmodified `huggingface_hub`, `datasets` and `transformers` clients.
+"""A Hugging Face Hub on the loopback interface for unmodified huggingface_hub, datasets and transformers clients.
 
     with LoopbackHub() as hub:
         hub.add_token("hf_alice", user="alice", role="write")
@@ -26,11 +26,11 @@ Endpoints (`REPO` is `user/name` or `name`; `TYPE` is `models` or `datasets`; `R
 
 The large file storage listens on a port of its own, as the Hub's has a host of its own, so that clients drop the token:
 
-    GET, PUT /lfs/SHA256/NAME    PUT /lfs/SHA256/part/N    POST /lfs/SHA256/complete
+    GET /lfs/SHA256/NAME    PUT /lfs/SHA256    PUT /lfs/SHA256/part/N    POST /lfs/SHA256/complete
 
-Everything else is a 404. Pull requests, Xet, Spaces, listing and search are not spoken. `hub.environment()` also makes the
-hub the proxy of all other hosts, for which it answers 404: a test leaves the machine in no case, and sees in
-`hub.requests` who tried.
+Everything else is a 404. Pull requests, Xet, Spaces, listing and search are not spoken. `hub.environment()` also makes
+the hub the proxy for all other hosts, for which it answers 404: a test never leaves the machine, and `hub.requests`
+shows who tried.
 """
 
 from .faults import Fault

@@ -14,10 +14,8 @@ from pathlib import Path
 
 READ, WRITE = "repo.content.read", "repo.write"
 GITATTRIBUTES = ".gitattributes"
-LFS_SUFFIXES = tuple(
-    ".7z .arrow .bin .bz2 .ckpt .gz .h5 .joblib .model .msgpack .npy .npz .onnx .parquet .pb .pickle .pkl .pt .pth "
-    ".safetensors .tar .tflite .tgz .wasm .xz .zip .zst .jpg .jpeg .png .gif .bmp .tiff .webp .wav .mp3 .mp4".split()
-)
+LFS_SUFFIXES = (".7z", ".arrow", ".bin", ".ckpt", ".gz", ".h5", ".jpeg", ".jpg", ".model", ".msgpack", ".npy", ".npz")
+LFS_SUFFIXES += (".onnx", ".parquet", ".pkl", ".png", ".pt", ".pth", ".safetensors", ".tar", ".tiff", ".webp", ".zip")
 
 
 @dataclass(frozen=True)
