@@ -197,6 +197,14 @@ def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequ
     return checked.model_copy(update={"train": TrainConfig(**own, **arguments)})
 
 
+def load_section(values: Mapping[str, Any]) -> DataConfig:
+    """A data section by itself, for the commands that have no recipe; RecipeError as for a whole one."""
+    try:
+        return DataConfig.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise RecipeError(f"data: {_first_error(error)}") from None
+
+
 def check_training_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values as TrainingArguments wants them ("1e-4", which YAML reads as text, becomes a number).
 

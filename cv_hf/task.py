@@ -27,9 +27,6 @@ class Task:
         pipeline: the name that `transformers.pipeline` knows it by.
         auto_class: the Transformers Auto class of its models.
         default_model: a Hub id that `cv-hf init` proposes.
-        metrics: the metrics that may choose the best checkpoint, each with whether greater is better; the first
-            that a run yields is the default.
-        headline: the metrics printed and published, of those that a run yields.
         augment: the default augmentations, written as in a recipe.
         train_defaults: TrainingArguments fields that this task sets otherwise than Transformers does.
 
@@ -38,9 +35,11 @@ class Task:
         strata: canonical split -> one key per sample, by which a share is held out.
         encode: (canonical split, LabelMap) -> the split with contiguous label ids.
         model_fields: (LabelMap, canonical columns) -> fields of the model's configuration.
+        metrics: (LabelMap, canonical columns) -> the metrics that can choose the best checkpoint and are published,
+            each with whether greater is better; the first is the default.
 
         train_sample: (RGB uint8 image (H, W, 3), row, augment) -> image and targets, augmented together.
-        targets: rows -> the model's target inputs, as tensors.
+        targets: (rows, LabelMap) -> the model's target inputs, as tensors.
         metric: (LabelMap, canonical columns) -> an empty accumulator.
         update: (accumulator, model outputs, rows, sample ids) -> None.
 
@@ -54,8 +53,6 @@ class Task:
     pipeline: str
     auto_class: str
     default_model: str
-    metrics: Mapping[str, bool]
-    headline: Sequence[str]
     augment: Sequence[str | dict[str, dict[str, Any] | None]]
     train_defaults: Mapping[str, Any]
 
@@ -64,9 +61,10 @@ class Task:
     strata: Callable[[datasets.Dataset], Sequence[Any]]
     encode: Callable[[datasets.Dataset, Any], datasets.Dataset]
     model_fields: Callable[[Any, Sequence[str]], dict[str, Any]]
+    metrics: Callable[[Any, Sequence[str]], Mapping[str, bool]]
 
     train_sample: Callable[[np.ndarray, Mapping[str, Any], Any], dict[str, Any]]
-    targets: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+    targets: Callable[[Sequence[Mapping[str, Any]], Any], dict[str, Any]]
     metric: Callable[[Any, Sequence[str]], Any]
     update: Callable[[Any, Any, Sequence[Mapping[str, Any]], Sequence[Any]], None]
 

@@ -1,0 +1,217 @@
+"""The command line: `cv-hf COMMAND`. Each command walks the same functions as the Python API.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cv_hf import __version__
+from cv_hf.errors import CvHfError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code (0 done, 1 a check failed, 2 wrong input, 3 the Hub failed, 130 stopped)."""
+    arguments = _parser().parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        arguments.run(arguments)
+    except CvHfError as error:
+        print(f"cv-hf: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cv-hf: interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cv-hf",
+        description="Fine-tune vision models from the Hugging Face Hub.",
+        epilog="`cv-hf COMMAND --help` explains one command. DATA is a Hub id, a folder or a file.",
+    )
+    parser.add_argument("--version", action="version", version=f"cv_hf {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    init = commands.add_parser("init", help="write a starter recipe from what the data shows")
+    init.add_argument("data", metavar="DATA")
+    init.add_argument("--out", metavar="RECIPE", help="the file to write (default: recipe.yaml)", default="recipe.yaml")
+    init.add_argument("--task", help="the task, where the data does not tell")
+    init.add_argument("--model", help="the model to start from (default: the task's)")
+    _add_format(init)
+    init.set_defaults(run=_init)
+
+    train = commands.add_parser("train", help="fine-tune a model as a recipe says")
+    train.add_argument("recipe", metavar="RECIPE")
+    train.add_argument("overrides", metavar="key=value", nargs="*", help="as in train.batch_size=8")
+    train.add_argument("--run-dir", metavar="DIR", help="where everything is written (default: runs/NAME)")
+    train.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
+    train.add_argument("--nproc", metavar="N", type=int, help="processes, one per device")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("eval", help="score a trained model on a dataset")
+    evaluate.add_argument("model", metavar="MODEL", help="a Hub id, a run directory or its model/")
+    evaluate.add_argument("--data", metavar="DATA", required=True)
+    evaluate.add_argument("--split", metavar="S", help="default: test, else validation, else the only one")
+    evaluate.add_argument("--json", metavar="FILE", help="write every number there; - for standard output")
+    evaluate.add_argument("--task", help="the task of a model that cv_hf did not train")
+    evaluate.add_argument("--batch-size", metavar="N", type=int, default=16)
+    _add_format(evaluate)
+    evaluate.set_defaults(run=_eval)
+
+    predict = commands.add_parser("predict", help="predict images; writes pictures and predictions.json")
+    predict.add_argument("model", metavar="MODEL", help="a Hub id, a run directory or its model/")
+    predict.add_argument("images", metavar="IMAGE|DIR", nargs="+")
+    predict.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
+    predict.add_argument("--task", help="the task of a model that cv_hf did not train")
+    predict.set_defaults(run=_predict)
+
+    push = commands.add_parser("push", help="push a finished run to the Hub")
+    push.add_argument("run_dir", metavar="RUN_DIR")
+    push.add_argument("repo_id", metavar="REPO_ID")
+    push.add_argument("--private", action="store_true")
+    push.set_defaults(run=_push)
+
+    recipes = commands.add_parser("recipes", help="list, show or copy the recipes that come with cv_hf")
+    which = recipes.add_subparsers(metavar="list|show|copy")
+    recipes.set_defaults(run=_recipes_list)
+    which.add_parser("list", help="name, task, model and dataset of each").set_defaults(run=_recipes_list)
+    show = which.add_parser("show", help="print one")
+    show.add_argument("name", metavar="NAME")
+    show.set_defaults(run=_recipes_show)
+    copy = which.add_parser("copy", help="copy one, to edit")
+    copy.add_argument("name", metavar="NAME")
+    copy.add_argument("dest", metavar="DEST", nargs="?", default=".")
+    copy.set_defaults(run=_recipes_copy)
+
+    env = commands.add_parser("env", help="versions and devices, for a bug report")
+    env.set_defaults(run=_env)
+    return parser
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", metavar="F", help="hub, imagefolder or parquet, where it is not detected rightly")
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from cv_hf.starter import write_starter
+
+    write_starter(
+        arguments.data,
+        Path(arguments.out),
+        task=arguments.task,
+        model=arguments.model,
+        format=arguments.format,
+    )
+    print(f"wrote {arguments.out}. Next: cv-hf train {arguments.out}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    overrides = list(arguments.overrides)
+    if arguments.run_dir:
+        overrides.append(f"run_dir={json.dumps(arguments.run_dir)}")
+    if arguments.nproc and arguments.nproc > 1 and "WORLD_SIZE" not in os.environ:
+        _launch(arguments.nproc, arguments.recipe, overrides, arguments.resume)
+        return
+    from cv_hf.finetuning import finetune
+
+    run = finetune(arguments.recipe, overrides, resume=arguments.resume)
+    if int(os.environ.get("RANK", 0)):
+        return
+    _print_scores({name: run.metrics[name] for name in ("validation", "test") if name in run.metrics})
+    print(f"\nthe model is {run.model}, its numbers are in {run.folder / 'metrics.json'}")
+    if run.url:
+        print(f"pushed to {run.url}")
+    print("Next:")
+    print(f"  cv-hf predict {run.folder} IMAGE|DIR")
+    if not run.url:
+        print(f"  cv-hf push {run.folder} USER/NAME")
+
+
+def _launch(processes: int, recipe: str, overrides: Sequence[str], resume: bool) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "cv_hf", "train", recipe, *overrides, *(["--resume"] if resume else [])]
+    code = subprocess.call(command)
+    if code:
+        # Each process has said why; torchrun's own code says only that one failed.
+        raise SystemExit(2 if code == 1 else code)
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from cv_hf.config import load_section
+    from cv_hf.inference import evaluate_model
+
+    data = load_section({"id": arguments.data, "format": arguments.format})
+    metrics = evaluate_model(
+        arguments.model, data, split=arguments.split, task=arguments.task, batch_size=arguments.batch_size
+    )
+    text = json.dumps(metrics, indent=2)
+    if arguments.json == "-":
+        print(text)
+        return
+    _print_scores({arguments.split or "split": metrics})
+    if arguments.json:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from cv_hf.inference import load_trained, predict_files
+
+    out = Path(arguments.out)
+    answers = predict_files(load_trained(arguments.model, arguments.task), arguments.images, out)
+    for file, answer in answers.items():
+        print(f"{file}: {answer.get('error') or json.dumps(answer['prediction'][:1], ensure_ascii=False)}")
+    print(f"wrote {out}/predictions.json and a picture of each image")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from cv_hf import publish
+
+    publish.check_can_write(arguments.repo_id)
+    print(f"pushed to {publish.push(Path(arguments.run_dir), arguments.repo_id, private=arguments.private)}")
+
+
+def _recipes_list(arguments: argparse.Namespace) -> None:
+    from cv_hf.recipes import describe
+
+    rows = describe()
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _recipes_show(arguments: argparse.Namespace) -> None:
+    from cv_hf.recipes import find
+
+    print(find(arguments.name).read_text(encoding="utf-8"), end="")
+
+
+def _recipes_copy(arguments: argparse.Namespace) -> None:
+    from cv_hf.recipes import copy
+
+    print(f"copied to {copy(arguments.name, Path(arguments.dest))}")
+
+
+def _env(arguments: argparse.Namespace) -> None:
+    from cv_hf.environment import report
+
+    for name, value in report().items():
+        print(f"{name}: {value}")
+
+
+def _print_scores(splits: dict[str, dict]) -> None:
+    for split, metrics in splits.items():
+        scores = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        print(f"{split}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Versions and devices, for a bug report. Nothing of the user: no paths, names or tokens."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    "cv_hf",
+    "torch",
+    "torchvision",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "accelerate",
+    "huggingface_hub",
+    "albumentations",
+    "timm",
+    "pillow",
+    "numpy",
+)
+
+
+def report() -> dict[str, str]:
+    """What runs here: Python, packages, processor, accelerators, and what the Hub client is told."""
+    import torch
+
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if not devices and torch.accelerator.is_available():
+        devices = [str(torch.accelerator.current_accelerator())]
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        **{name: _version(name) for name in PACKAGES},
+        "cores": str(os.cpu_count()),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "accelerators": ", ".join(devices) or "none",
+        "HF_ENDPOINT": os.environ.get("HF_ENDPOINT", "not set"),
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "not set"),
+        "token": "set" if _has_token() else "not set",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return get_token() is not None

@@ -1,0 +1,199 @@
+"""The road, drawn once: from a recipe to a run directory whose `model/` pipeline() loads.
+
+recipe -> splits -> model -> transforms -> Trainer -> model/ -> score -> card -> Hub
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cv_hf import publish
+from cv_hf.config import Recipe, load_recipe
+from cv_hf.data import Splits, load_splits
+from cv_hf.errors import Interrupted, RecipeError
+from cv_hf.inference import load_trained, predictions_sheet, score
+from cv_hf.models import Built, build_model, freeze_backbone, pixel_map
+from cv_hf.task import Task
+from cv_hf.tasks import get_task
+from cv_hf.training import (
+    EvalSamples,
+    LogFile,
+    Progress,
+    Trainer,
+    TrainSamples,
+    choose_metric,
+    collate_train,
+    describe,
+    evaluate,
+    newest_checkpoint,
+    recorder,
+    resolve,
+    training_arguments,
+)
+from cv_hf.transforms import build_augment
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: the run directory.
+        model: the folder that pipeline() loads.
+        metrics: what metrics.json holds.
+        log: one dict per log call, as in log.jsonl.
+        url: where the model was pushed, or None.
+    """
+
+    folder: Path
+    model: Path
+    metrics: dict[str, Any]
+    log: list[dict[str, Any]]
+    url: str | None = None
+
+
+def finetune(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+) -> Run:
+    """Fine-tune a model as a recipe says.
+
+    Args:
+        recipe: a YAML file, a mapping of the same shape, or a Recipe.
+        overrides: `key.sub=value` texts, as on the command line.
+        resume: go on from the newest complete checkpoint of the run directory.
+
+    Raises:
+        CvHfError: the recipe, the data or the model cannot be used, or the Hub failed; see cv_hf.errors.
+    """
+    recipe = load_recipe(recipe, overrides)
+    task = get_task(recipe.task)
+    recipe = resolve(recipe, task)
+    folder = open_run(recipe, resume=resume)
+    if recipe.hub:
+        publish.check_can_write(recipe.hub.repo_id)
+
+    splits = load_splits(recipe.data, task, seed=recipe.train.arguments["seed"])
+    built = build_model(recipe.model, task.auto_class, task.model_fields(splits.labels, splits.train.column_names))
+    print(*built.report.lines(), sep="\n", flush=True)
+
+    trainer = build_trainer(recipe, task, splits, built, folder)
+    print(f"training on {describe(trainer.args)}", flush=True)
+    outcome = train(trainer, folder, resume=resume)
+
+    publish.save_model_folder(trainer.model, built.processor, task.name, splits.labels, folder / "model")
+    metrics = finish(recipe, task, splits, built, folder, outcome)
+    url = publish.push(folder, recipe.hub.repo_id, private=recipe.hub.private) if recipe.hub else None
+    return Run(folder, folder / "model", metrics, trainer.state.log_history, url)
+
+
+def open_run(recipe: Recipe, *, resume: bool) -> Path:
+    """Make the run directory and write the resolved recipe into it.
+
+    Raises:
+        RecipeError: it holds another run, which would be overwritten.
+    """
+    folder = Path(recipe.run_dir or f"runs/{recipe.task}")
+    if not resume and newest_checkpoint(folder / "checkpoints"):
+        raise RecipeError(f"{folder}: holds a run already. Go on with --resume, or choose another with --run-dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    return folder
+
+
+def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, folder: Path) -> Trainer:
+    """Put data, model and arguments together; config stops here."""
+    if recipe.model.freeze == "backbone":
+        freeze_backbone(built.model)
+    known = task.metrics(splits.labels, splits.train.column_names)
+    metric = choose_metric(recipe, known)
+    arguments = training_arguments(recipe, folder / "checkpoints", metric, known[metric])
+    record = recorder(splits.findings, recipe.data.on_bad_sample)
+    pixels = pixel_map(built.processor)
+    augment = build_augment(
+        recipe.augment or [], pixels.size if pixels else None, arguments.data_seed or arguments.seed
+    )
+    # Only where the augmentations end at the model's size can the processor's resizing be left out.
+    whole_processor = pixels is None or augment.size is None
+    return Trainer(
+        model=built.model,
+        args=arguments,
+        train_dataset=TrainSamples(splits.train, task.train_sample, augment),
+        data_collator=partial(
+            collate_train,
+            targets=task.targets,
+            labels=splits.labels,
+            processor=built.processor if whole_processor else None,
+        ),
+        score=partial(
+            evaluate,
+            samples=EvalSamples(splits.validation, built.processor),
+            task=task,
+            labels=splits.labels,
+            batch_size=recipe.eval.batch_size,
+            workers=arguments.dataloader_num_workers,
+            on_findings=record,
+        ),
+        record=record,
+        pixels=None if whole_processor else pixels,
+        backbone_lr=recipe.train.backbone_lr,
+        early_stopping=recipe.train.early_stopping,
+        callbacks=[
+            LogFile(folder / "log.jsonl"),
+            Progress(metric, recipe.train.batch_size, disable=bool(arguments.disable_tqdm)),
+        ],
+    )
+
+
+def train(trainer: Trainer, folder: Path, *, resume: bool) -> dict[str, Any]:
+    """Train to the end and load the best checkpoint; return what metrics.json says of training."""
+    checkpoint = newest_checkpoint(folder / "checkpoints") if resume else None
+    try:
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        saved = newest_checkpoint(folder / "checkpoints")
+        state = f"the newest checkpoint is {saved}" if saved else "no checkpoint was saved yet"
+        raise Interrupted(f"interrupted; {state}.\nTo go on: cv-hf train {folder / 'recipe.yaml'} --resume") from None
+    return {
+        "loss": outcome.training_loss,
+        "steps": outcome.global_step,
+        "seconds": outcome.metrics["train_runtime"],
+        "samples_per_second": outcome.metrics["train_samples_per_second"],
+        "best_step": trainer.state.best_global_step,
+    }
+
+
+def finish(
+    recipe: Recipe, task: Task, splits: Splits, built: Built, folder: Path, outcome: dict[str, Any]
+) -> dict[str, Any]:
+    """Score the saved model, reloaded; write metrics.json, the card and a picture of predictions."""
+    trained = load_trained(folder / "model")
+    scored = {"validation": splits.validation, "test": splits.test}
+    metrics: dict[str, Any] = {"train": outcome}
+    for name, split in scored.items():
+        if split is not None:
+            metrics[name] = score(
+                trained, split, splits.findings, recipe.data, batch_size=recipe.eval.batch_size, name=name
+            )
+    metrics["findings"] = splits.findings.to_dict()
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    publish.write_card(
+        folder / "model" / "README.md",
+        recipe,
+        task,
+        splits.labels,
+        metrics,
+        columns=splits.train.column_names,
+        model_commit=built.commit,
+        data_commit=splits.source.commit,
+    )
+    shown = splits.validation if splits.test is None else splits.test
+    predictions_sheet(trained, shown, folder / "predictions" / "sheet.png")
+    return metrics

@@ -1,0 +1,192 @@
+"""What a trained model does: score a split, predict pictures. Always as pipeline() would, from the saved files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from cv_hf import publish
+from cv_hf.config import DataConfig, ModelConfig
+from cv_hf.data import IMAGE_SUFFIXES, Findings, LabelMap, decode, load_split
+from cv_hf.errors import DataError, ModelError
+from cv_hf.models import build_model
+from cv_hf.task import Task
+from cv_hf.tasks import get_task
+from cv_hf.training import EvalSamples, evaluate, forward, recorder
+from cv_hf.transforms import contact_sheet
+
+SHEET = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model as pipeline() loads it: float32, evaluation mode, its saved processor."""
+
+    id: str
+    task: Task
+    model: Any
+    processor: Any
+    labels: LabelMap
+
+
+def load_trained(model_id: str | Path, task: str | None = None) -> Trained:
+    """Load a model from a folder (a run's `model/`, or the run itself) or from the Hub.
+
+    Args:
+        model_id: folder or Hub id.
+        task: the task of a model that cv_hf did not train.
+
+    Raises:
+        ModelError: not there, weights missing, or a task that is not known.
+    """
+    folder = Path(model_id) / "model"
+    model_id = str(folder if (folder / "config.json").is_file() else model_id)
+    notes = publish.read_notes(model_id)
+    name = notes.get("task") or task
+    if name is None:
+        raise ModelError(f"{model_id}: its task is not known, as cv_hf did not train it. Name it with --task.")
+    known = get_task(name)
+    built = build_model(ModelConfig(id=model_id), known.auto_class, {})
+    if built.report.new:
+        raise ModelError(f"{model_id}: {len(built.report.new)} weights are missing, as {built.report.new[0]}.")
+    if "labels" in notes:
+        labels = LabelMap.from_dict(notes["labels"])
+    else:
+        labels = LabelMap.from_names([name for _, name in sorted(built.model.config.id2label.items())])
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return Trained(model_id, known, built.model.eval().to(device), built.processor, labels)
+
+
+def score(
+    trained: Trained, dataset: datasets.Dataset, findings: Findings, data: DataConfig, *, batch_size: int, name: str
+) -> dict[str, Any]:
+    """Every metric of the task on a canonical split; what could not be read is added to `findings`."""
+    return evaluate(
+        trained.model,
+        EvalSamples(dataset, trained.processor),
+        trained.task,
+        trained.labels,
+        batch_size=batch_size,
+        on_findings=recorder(findings, data.on_bad_sample),
+        progress=f"scoring {name}",
+    )
+
+
+def evaluate_model(
+    model: str | Path,
+    data: str | DataConfig,
+    *,
+    split: str | None = None,
+    task: str | None = None,
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Score a trained model on a dataset, matching its labels by name.
+
+    Args:
+        model: folder or Hub id.
+        data: Hub id, folder or file, or a whole data section.
+        split: the split's name; None: the test split, else the validation split, else the only one.
+        task: the task of a model that cv_hf did not train.
+        batch_size: images per forward; it does not change the numbers.
+
+    Returns:
+        the metrics, and `findings`.
+    """
+    data = data if isinstance(data, DataConfig) else DataConfig(id=str(data))
+    trained = load_trained(model, task)
+    dataset, findings = load_split(data, trained.task, trained.labels, split)
+    metrics = score(trained, dataset, findings, data, batch_size=batch_size, name=split or data.id)
+    return {**metrics, "findings": findings.to_dict()}
+
+
+def predict(
+    trained: Trained, dataset: datasets.Dataset, *, batch_size: int = 16
+) -> Iterator[tuple[Mapping[str, Any], Any, list[tuple[str, str, str]]]]:
+    """Yield (row, prediction) over a canonical split or `images_dataset`, in its order.
+
+    Yields:
+        the dataset's row, what pipeline() answers for its image or None when it cannot be read, and the findings.
+    """
+    for start in range(0, len(dataset), batch_size):
+        rows = range(start, min(start + batch_size, len(dataset)))
+        found: list[tuple[str, str, str]] = []
+        answers: dict[int, Any] = {}
+        samples = EvalSamples(dataset, trained.processor)
+        for group, outputs in forward(trained.model, samples, rows, batch_size=batch_size, on_findings=found.extend):
+            predictions = trained.task.predict(outputs, trained.model.config, group.sizes)
+            answers.update(zip(group.ids, predictions, strict=True))
+        for index in rows:
+            row = dataset[index]
+            yield row, answers.get(index), [finding for finding in found if finding[1] == row["file"]]
+
+
+def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Predict image files and folders of them.
+
+    Args:
+        trained: from `load_trained`.
+        paths: image files, or folders whose images are taken at any depth.
+        out: where predictions.json and a picture per image go; None: nothing is written.
+
+    Returns:
+        {file: {"prediction": ...}} or {file: {"error": reason}} for each that cannot be read.
+    """
+    dataset = images_dataset(paths)
+    answers: dict[str, dict[str, Any]] = {}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    for number, (row, prediction, found) in enumerate(predict(trained, dataset)):
+        if prediction is None:
+            answers[row["file"]] = {"error": next((reason for *_, reason in found if reason), "cannot be read")}
+            continue
+        answers[row["file"]] = {"prediction": prediction}
+        if out is not None:
+            image, _ = decode(row["image"])
+            picture = trained.task.draw(image, prediction, None)
+            # Numbered, since two folders may hold files of one name.
+            picture.save(out / f"{number:05d}_{Path(row['file']).stem[:80]}.png")
+    if out is not None:
+        text = json.dumps(answers, indent=2, ensure_ascii=False)
+        (out / "predictions.json").write_text(text + "\n", encoding="utf-8")
+    return answers
+
+
+def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -> None:
+    """One picture of predictions against the truth, of samples spread evenly over a split."""
+    count = min(SHEET, len(dataset))
+    chosen = dataset.select([index * len(dataset) // count for index in range(count)])
+    pictures = [
+        trained.task.draw(decode(row["image"])[0], prediction, trained.task.truth(row, trained.labels))
+        for row, prediction, _ in predict(trained, chosen)
+        if prediction is not None
+    ]
+    if pictures:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(pictures).save(path)
+
+
+def images_dataset(paths: Sequence[str | Path]) -> datasets.Dataset:
+    """A split of nothing but images, from files and folders.
+
+    Raises:
+        DataError: a path that is not there, or no image among them.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise DataError(f"{path}: no such image or folder.")
+    if not files:
+        raise DataError(f"{', '.join(map(str, paths))}: no images in it.")
+    columns = {"image": [{"path": str(file), "bytes": None} for file in files], "file": [str(file) for file in files]}
+    features = datasets.Features({"image": datasets.Image(decode=False), "file": datasets.Value("string")})
+    return datasets.Dataset.from_dict(columns, features=features)

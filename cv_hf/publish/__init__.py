@@ -1,0 +1,9 @@
+"""What leaves the machine: the model folder that pipeline() loads, its card, and the push."""
+
+from __future__ import annotations
+
+from cv_hf.publish.card import write_card
+from cv_hf.publish.hub import check_can_write, push
+from cv_hf.publish.model_folder import read_notes, save_model_folder
+
+__all__ = ["check_can_write", "push", "read_notes", "save_model_folder", "write_card"]

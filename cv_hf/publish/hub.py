@@ -1,0 +1,110 @@
+"""Pushing a run: who may write is asked before training, and a push is one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from cv_hf.errors import CvHfError, DataError, HubError
+
+# A push takes these and nothing else, whatever a user or a tool has left in the folder.
+_SUFFIXES = {".json", ".safetensors", ".md", ".yaml", ".txt", ".model", ".png"}
+
+
+def check_can_write(repo_id: str) -> str:
+    """Make sure that the token may write to a model repository; return the user's name.
+
+    Raises:
+        HubError: no token, a token that cannot write there, or no answer from the Hub.
+        DataError: not the form of a repository's name.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise DataError(f"hub.repo_id: {error}") from None
+    api = HfApi()
+    with _hub(f"checking the right to write to {repo_id}", retry="set another hub.repo_id or HF_TOKEN and start again"):
+        who = api.whoami()
+        owner = repo_id.split("/")[0] if "/" in repo_id else who["name"]
+        token = who.get("auth", {}).get("accessToken", {})
+        if token.get("role") == "read":
+            raise HubError(
+                f"hub: the token of {who['name']} can only read, so {repo_id} could not be pushed.\n"
+                "Make one with the write role at https://huggingface.co/settings/tokens and set HF_TOKEN."
+            )
+        try:
+            api.auth_check(_full_name(repo_id, who["name"]), write=True)
+        except RepositoryNotFoundError:
+            organisations = {org["name"] for org in who.get("orgs", []) if org.get("roleInOrg", "write") != "read"}
+            if owner not in {who["name"], *organisations}:
+                raise HubError(
+                    f"hub: {who['name']} cannot create {repo_id}: {owner} is neither that user nor one of its "
+                    "organisations.\nSet hub.repo_id to a name of your own."
+                ) from None
+    return who["name"]
+
+
+def push(run: Path, repo_id: str, *, private: bool = False) -> str:
+    """Push a run's `model/` and its recipe in one commit; return the repository's address.
+
+    Files of an earlier push that this one does not have are removed in the same commit.
+
+    Raises:
+        HubError: the Hub refused or failed; nothing on disk changed.
+        DataError: the run has no finished model.
+    """
+    model = run / "model"
+    if not (model / "config.json").is_file():
+        raise DataError(f"{run}: there is no finished model/ in it to push. Train first, or name the run's folder.")
+    files = {str(path.relative_to(model)): path for path in sorted(model.rglob("*")) if path.is_file()}
+    files = {name: path for name, path in files.items() if path.suffix in _SUFFIXES and not name.startswith(".")}
+    if (run / "recipe.yaml").is_file():
+        files["recipe.yaml"] = run / "recipe.yaml"
+    api = HfApi()
+    with _hub(f"pushing to {repo_id}", retry=f"cv-hf push {run} {repo_id}{' --private' if private else ''}"):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        present = set(api.list_repo_files(repo_id))
+        stale = [name for name in sorted(present - set(files)) if Path(name).suffix in {".safetensors", ".bin"}]
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, path) for name, path in files.items()]
+            + [CommitOperationDelete(name) for name in stale],
+            commit_message="Fine-tuned with cv_hf",
+        )
+    return str(commit.repo_url)
+
+
+@contextmanager
+def _hub(doing: str, retry: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one HubError of two lines."""
+    try:
+        yield
+    except CvHfError:
+        raise
+    except LocalTokenNotFoundError:
+        raise HubError(f"{doing}: there is no token. Run `hf auth login` or set HF_TOKEN, then: {retry}") from None
+    except OfflineModeIsEnabled:
+        raise HubError(f"{doing}: HF_HUB_OFFLINE is set. Unset it, then: {retry}") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        reason = (error.server_message or str(error)).splitlines()[0][:160]
+        raise HubError(f"{doing}: the Hub answered {status} ({reason}).\nNothing is lost. To retry: {retry}") from None
+    except (httpx.HTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise HubError(f"{doing}: the Hub cannot be reached ({reason}).\nNothing is lost. To retry: {retry}") from None
+
+
+def _full_name(repo_id: str, user: str) -> str:
+    return repo_id if "/" in repo_id else f"{user}/{repo_id}"

@@ -1,0 +1,49 @@
+"""A starter recipe from what the data shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from cv_hf.config import load_section
+from cv_hf.data import load_splits
+from cv_hf.errors import RecipeError
+from cv_hf.tasks import get_task
+
+
+def write_starter(
+    data: str, out: Path, *, task: str | None = None, model: str | None = None, format: str | None = None
+) -> None:
+    """Read a dataset, say what is in it, and write a recipe that trains on it.
+
+    Args:
+        data: Hub id, folder or file.
+        out: the file to write; never overwritten.
+        task: None: image classification, the only task of the formats that are read so far.
+        model: None: the task's default.
+        format: None: detected.
+
+    Raises:
+        RecipeError: the file is there already.
+        DataError: the data cannot be read, or lacks what the task needs.
+    """
+    if out.exists():
+        raise RecipeError(f"{out}: is there already. Name another file with --out.")
+    chosen = get_task(task or "image-classification")
+    section = load_section({"id": data, "format": format})
+    splits = load_splits(section, chosen, seed=0)
+    names = splits.labels.names
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    print(f"{len(names)} classes: {shown}")
+    sizes = {name: split for name in ("train", "validation", "test") if (split := getattr(splits, name)) is not None}
+    print(", ".join(f"{name} {len(split)}" for name, split in sizes.items()))
+    values = {
+        "task": chosen.name,
+        "model": {"id": model or chosen.default_model},
+        "data": {"id": data, **({"format": format} if format else {})},
+        "train": {"num_train_epochs": chosen.train_defaults["num_train_epochs"], "batch_size": 16},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    out.write_text(f"# cv-hf train {out}\n{text}", encoding="utf-8")

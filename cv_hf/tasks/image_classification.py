@@ -1,0 +1,142 @@
+"""Image classification: one label per image, or any number of them (multi-label)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cv_hf.data import LabelMap, classification
+from cv_hf.metrics import Accumulator, MultiLabelAccumulator, SingleLabelAccumulator
+from cv_hf.task import Task
+from cv_hf.transforms import captioned
+
+# pipeline("image-classification") returns so many classes unless told otherwise.
+TOP_K = 5
+
+
+def model_fields(labels: LabelMap, columns: Sequence[str]) -> dict[str, Any]:
+    """Configuration fields that decide the head and the loss.
+
+    With a single class, softmax is always 1 and cross-entropy teaches nothing, so it is trained as a yes-or-no label,
+    which is also how pipeline() scores it (by a sigmoid).
+    """
+    multi_label = "labels" in columns or len(labels.names) == 1
+    return {
+        "id2label": labels.id2label,
+        "label2id": labels.label2id,
+        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+    }
+
+
+def metrics(labels: LabelMap, columns: Sequence[str]) -> dict[str, bool]:
+    """Metric names, each with whether greater is better; the first chooses the best checkpoint."""
+    if "labels" in columns:
+        return {"map": True, "f1_macro": True, "f1_micro": True, "loss": False}
+    top5 = {"top5_accuracy": True} if len(labels.names) > TOP_K else {}
+    return {"accuracy": True, "f1_macro": True, **top5, "loss": False}
+
+
+def train_sample(image: np.ndarray, row: Mapping[str, Any], augment: Any) -> dict[str, Any]:
+    """Augment the image; the label stays what it is."""
+    return {"image": augment(image)["image"], **{key: row[key] for key in ("label", "labels") if key in row}}
+
+
+def targets(rows: Sequence[Mapping[str, Any]], labels: LabelMap) -> dict[str, torch.Tensor]:
+    """`labels`: class ids (B,), or float multi-hot (B, classes) for multi-label and for a single class."""
+    if "labels" in rows[0] or len(labels.names) == 1:
+        return {"labels": torch.from_numpy(_multi_hot(rows, len(labels.names)))}
+    return {"labels": torch.tensor([row["label"] for row in rows])}
+
+
+def metric(labels: LabelMap, columns: Sequence[str]) -> Accumulator:
+    """An empty accumulator for the kind of labels that the columns hold."""
+    kind = MultiLabelAccumulator if "labels" in columns else SingleLabelAccumulator
+    return kind(labels.names)
+
+
+def update(accumulator: Accumulator, outputs: Any, rows: Sequence[Mapping[str, Any]], ids: Sequence[Any]) -> None:
+    """Count one batch of model outputs against its rows."""
+    logits = outputs.logits.float().cpu().numpy()
+    if "labels" in rows[0]:
+        references = _multi_hot(rows, logits.shape[1])
+    else:
+        references = np.array([row["label"] for row in rows])
+    accumulator.update(logits, references, ids)
+
+
+def predict(outputs: Any, config: Any, sizes: Sequence[tuple[int, int]]) -> list[list[dict[str, Any]]]:
+    """What pipeline("image-classification") answers: for each image its best classes, [{label, score}], best first."""
+    logits = outputs.logits.float().cpu().numpy()
+    if config.problem_type == "multi_label_classification" or logits.shape[1] == 1:
+        scores = 1 / (1 + np.exp(-logits))
+    else:
+        exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        scores = exponent / exponent.sum(axis=-1, keepdims=True)
+    best = np.argsort(-scores, axis=-1, kind="stable")[:, :TOP_K]
+    return [
+        [{"label": config.id2label[int(i)], "score": float(row[i])} for i in order]
+        for row, order in zip(scores, best, strict=True)
+    ]
+
+
+def truth(row: Mapping[str, Any], labels: LabelMap) -> str | None:
+    """The names of the row's classes."""
+    if "labels" in row:
+        return ", ".join(labels.names[i] for i in row["labels"])
+    return labels.names[row["label"]] if row.get("label") is not None else None
+
+
+def draw(image: Any, prediction: Sequence[Mapping[str, Any]], truth: str | None) -> Any:
+    """The image above its best class and score; green where that is the truth, red where not."""
+    best = prediction[0]
+    lines = [f"{best['label']} {best['score']:.2f}"]
+    colour = "#222222"
+    if truth is not None:
+        right = best["label"] in truth.split(", ")
+        colour = "#1a7f37" if right else "#c62828"
+        if not right:
+            lines.append(f"is {truth or 'none'}")
+    return captioned(image, lines, colour)
+
+
+def _multi_hot(rows: Sequence[Mapping[str, Any]], classes: int) -> np.ndarray:
+    hot = np.zeros((len(rows), classes), dtype=np.float32)
+    for line, row in zip(hot, rows, strict=True):
+        line[row["labels"] if "labels" in row else [row["label"]]] = 1
+    return hot
+
+
+TASK = Task(
+    name="image-classification",
+    pipeline="image-classification",
+    auto_class="AutoModelForImageClassification",
+    default_model="facebook/convnextv2-tiny-1k-224",
+    augment=(
+        {"RandomResizedCrop": {"scale": [0.35, 1.0]}},
+        {"HorizontalFlip": {"p": 0.5}},
+        {"ColorJitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.0, "p": 0.8}},
+    ),
+    train_defaults={
+        "num_train_epochs": 10,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.05,
+        "warmup_steps": 0.05,
+        "lr_scheduler_type": "cosine",
+    },
+    canonical=classification.canonical,
+    label_map=classification.label_map,
+    strata=classification.strata,
+    encode=classification.encode,
+    model_fields=model_fields,
+    metrics=metrics,
+    train_sample=train_sample,
+    targets=targets,
+    metric=metric,
+    update=update,
+    predict=predict,
+    truth=truth,
+    draw=draw,
+)

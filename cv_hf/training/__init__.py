@@ -1,0 +1,25 @@
+"""Training: arguments for this machine, a thin Trainer, streaming evaluation."""
+
+from __future__ import annotations
+
+from cv_hf.training.arguments import choose_metric, describe, resolve, training_arguments
+from cv_hf.training.evaluation import evaluate, forward, recorder
+from cv_hf.training.samples import EvalSamples, TrainSamples, collate_train
+from cv_hf.training.trainer import LogFile, Progress, Trainer, newest_checkpoint
+
+__all__ = [
+    "EvalSamples",
+    "LogFile",
+    "Progress",
+    "TrainSamples",
+    "Trainer",
+    "choose_metric",
+    "collate_train",
+    "describe",
+    "evaluate",
+    "forward",
+    "newest_checkpoint",
+    "recorder",
+    "resolve",
+    "training_arguments",
+]

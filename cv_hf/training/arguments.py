@@ -1,0 +1,133 @@
+"""From the recipe's `train:` section to TrainingArguments.
+
+Defaults that every task shares stand in COMMON, a task's own in its `train_defaults`; both are written into the
+resolved recipe. What depends on the machine (precision, workers) is chosen here at each start and printed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from cv_hf.config import Recipe, TrainConfig
+from cv_hf.errors import RecipeError, did_you_mean
+from cv_hf.task import Task
+
+COMMON: dict[str, Any] = {
+    "seed": 42,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    # The best and the newest: one to publish, one to go on from.
+    "save_total_limit": 2,
+    "logging_steps": 10,
+    # A loss that is not finite must be seen, not replaced by the mean of the others.
+    "logging_nan_inf_filter": False,
+    # Without it a resumed run forgets how long it has been waiting for an improvement.
+    "restore_callback_states_from_checkpoint": True,
+}
+
+
+def resolve(recipe: Recipe, task: Task) -> Recipe:
+    """The recipe with the task's defaults written out, for everything that does not depend on the machine."""
+    own = {name: getattr(recipe.train, name) for name in TrainConfig.model_fields}
+    train = TrainConfig(**own, **{**COMMON, **task.train_defaults, **recipe.train.arguments})
+    augment = list(task.augment) if recipe.augment is None else recipe.augment
+    evaluation = recipe.eval.model_copy(update={"batch_size": recipe.eval.batch_size or recipe.train.batch_size})
+    return recipe.model_copy(update={"train": train, "augment": augment, "eval": evaluation})
+
+
+def choose_metric(recipe: Recipe, known: Mapping[str, bool]) -> str:
+    """The metric that chooses the best checkpoint: the recipe's, else the first of `known`."""
+    chosen = recipe.eval.metric or next(iter(known))
+    if chosen not in known:
+        near = did_you_mean(chosen, known)
+        raise RecipeError(f"eval.metric: {chosen!r} is not measured here, only {', '.join(known)}.{near}")
+    return chosen
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_is_better: bool) -> TrainingArguments:
+    """Build the arguments of a resolved recipe for this machine.
+
+    Args:
+        recipe: as `resolve` returns it.
+        checkpoints: the folder that checkpoints are written to.
+        metric: the metric that chooses the best checkpoint.
+        greater_is_better: its direction.
+
+    Raises:
+        RecipeError: values that contradict each other.
+    """
+    given = recipe.train.arguments
+    accelerated = torch.accelerator.is_available() and not given.get("use_cpu")
+    devices = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = given.get("gradient_accumulation_steps", 1)
+    per_device, rest = divmod(recipe.train.batch_size, devices * accumulation)
+    if rest or not per_device:
+        raise RecipeError(
+            f"train.batch_size {recipe.train.batch_size} cannot be shared by {devices} process(es) x "
+            f"{accumulation} accumulation step(s): it is the batch of one optimizer step over all of them."
+        )
+    workers = given.get("dataloader_num_workers", _workers(devices, accelerated))
+    best = "no" not in (given["eval_strategy"], given["save_strategy"])
+    if recipe.train.early_stopping and not best:
+        raise RecipeError("train.early_stopping needs evaluations and checkpoints: set eval_strategy, save_strategy.")
+    values = {
+        **precision(given, accelerated),
+        "use_cpu": not accelerated,
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
+        "dataloader_pin_memory": accelerated,
+        **given,
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": per_device,
+        "per_device_eval_batch_size": recipe.eval.batch_size,
+        "remove_unused_columns": False,
+        "metric_for_best_model": metric,
+        "greater_is_better": greater_is_better,
+        "load_best_model_at_end": best,
+        "push_to_hub": False,
+    }
+    try:
+        arguments = TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError, NotImplementedError) as error:
+        raise RecipeError(f"train: {' '.join(str(error).split())[:300]}") from None
+    # Several devices in one process would be DataParallel; `--nproc` gives each its own process.
+    arguments.device  # noqa: B018 (sets _n_gpu)
+    arguments._n_gpu = min(arguments._n_gpu, 1)
+    return arguments
+
+
+def precision(given: Mapping[str, Any], accelerated: bool) -> dict[str, bool]:
+    """Mixed precision that this hardware computes natively, unless the recipe chooses."""
+    if given.get("bf16") is not None or given.get("fp16") is not None:
+        return {}
+    if accelerated and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return {"bf16": True} if native else {"fp16": True}
+    if not accelerated and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return {"bf16": True}
+    return {}
+
+
+def describe(arguments: TrainingArguments) -> str:
+    """One line: device, precision, workers, batch."""
+    kind = "bfloat16 autocast" if arguments.bf16 else "float16 autocast" if arguments.fp16 else "float32"
+    device = torch.cuda.get_device_name() if arguments.device.type == "cuda" else arguments.device.type
+    batch = f"{arguments.per_device_train_batch_size}"
+    if arguments.gradient_accumulation_steps > 1:
+        batch += f" x {arguments.gradient_accumulation_steps} accumulated"
+    if arguments.world_size > 1:
+        batch += f" x {arguments.world_size} processes"
+    return f"{device}, {kind}, batch {batch}, {arguments.dataloader_num_workers} loader worker(s)"
+
+
+def _workers(devices: int, accelerated: bool) -> int:
+    """Cores that training leaves free: all but one with an accelerator; on a CPU the model itself takes them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    spare = cores // devices - 1 if accelerated else cores // devices // 4
+    return max(0, min(8, spare))

@@ -1,0 +1,116 @@
+"""Evaluation as a stream: forward, count, forget. Nothing but the accumulator grows with the number of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from cv_hf.data import Findings, LabelMap
+from cv_hf.task import Task
+from cv_hf.training.samples import EvalGroup, EvalSamples, collate_eval
+
+
+def evaluate(
+    model: torch.nn.Module,
+    samples: EvalSamples,
+    task: Task,
+    labels: LabelMap,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    on_findings: Callable[[Sequence[tuple[str, str, str]]], None],
+    progress: str | None = None,
+) -> dict[str, Any]:
+    """Score a model on a split, over all processes.
+
+    Each process takes every n-th sample, so none is seen twice; the counts are merged at the end and every process
+    returns the same numbers. `loss` is the mean over the samples, where the model computes one.
+
+    Raises:
+        DataError: no image of the split could be read.
+    """
+    columns = samples.dataset.column_names
+    accumulator = task.metric(labels, columns)
+    state = PartialState()
+    indices = range(state.process_index, len(samples), state.num_processes)
+    total_loss, counted = 0.0, 0
+    for group, outputs in forward(
+        model,
+        samples,
+        indices,
+        batch_size=batch_size,
+        workers=workers,
+        on_findings=on_findings,
+        targets=lambda rows: task.targets(rows, labels),
+        progress=progress if state.is_main_process else None,
+    ):
+        task.update(accumulator, outputs, group.rows, group.ids)
+        if getattr(outputs, "loss", None) is not None:
+            total_loss += float(outputs.loss) * len(group.ids)
+            counted += len(group.ids)
+    if state.num_processes > 1:
+        shards = gather_object([(accumulator, total_loss, counted)])
+        accumulator = shards[0][0]
+        for other, _, _ in shards[1:]:
+            accumulator.merge(other)
+        total_loss, counted = sum(shard[1] for shard in shards), sum(shard[2] for shard in shards)
+    metrics = accumulator.compute()
+    return {**metrics, "loss": total_loss / counted} if counted else metrics
+
+
+def forward(
+    model: torch.nn.Module,
+    samples: EvalSamples,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    on_findings: Callable[[Sequence[tuple[str, str, str]]], None],
+    targets: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+    progress: str | None = None,
+) -> Iterator[tuple[EvalGroup, Any]]:
+    """Yield (samples of one shape, model outputs) over the given indices, in evaluation mode and without gradients.
+
+    Args:
+        targets: makes the model's targets from rows, when a loss is wanted.
+        on_findings: told of images that could not be read or were repaired; may raise to stop.
+        progress: the text of a progress bar, or None for no bar.
+    """
+    loader = DataLoader(
+        Subset(samples, indices), batch_size=batch_size, num_workers=workers, collate_fn=collate_eval, shuffle=False
+    )
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        for groups, findings in tqdm(
+            loader, desc=progress, disable=None if progress else True, leave=False, dynamic_ncols=True
+        ):
+            on_findings(findings)
+            for group in groups:
+                inputs = {name: value.to(device) for name, value in group.inputs.items()}
+                if targets is not None:
+                    inputs |= {name: value.to(device) for name, value in targets(group.rows).items()}
+                with torch.inference_mode():
+                    outputs = model(**inputs)
+                yield group, outputs
+    finally:
+        model.train(was_training)
+
+
+def recorder(findings: Findings, on_bad_sample: str) -> Callable[[Sequence[tuple[str, str, str]]], None]:
+    """Add what is found to `findings`; with "stop", the first sample that had to be dropped ends the run."""
+
+    def record(found: Sequence[tuple[str, str, str]]) -> None:
+        for code, name, reason in found:
+            findings.add(code, name, reason)
+            if on_bad_sample == "stop":
+                findings.raise_if_dropped(code, name, reason)
+
+    return record

@@ -1,0 +1,218 @@
+"""A thin subclass of transformers.Trainer: exact accumulation, streaming evaluation, complete-or-absent checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainerCallback
+from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+
+from cv_hf.errors import DataError
+from cv_hf.models import PixelMap, head_parameters
+from cv_hf.training.samples import EpochSampler
+
+
+class Trainer(transformers.Trainer):
+    """What a vision recipe needs beyond transformers.Trainer.
+
+    Args:
+        score: (model) -> metrics of the validation split; called whenever an evaluation is due.
+        record: told the findings that travel with training batches.
+        pixels: turns the uint8 `pixel_values` of a batch into what the model takes, on its device; None when the
+            batches come from the processor.
+        backbone_lr: learning rate of the backbone; None: that of the rest.
+        early_stopping: evaluations without improvement before training ends; None: never.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Callable[[torch.nn.Module], dict[str, Any]],
+        record: Callable[[Sequence[tuple[str, str, str]]], None],
+        pixels: PixelMap | None,
+        backbone_lr: float | None,
+        early_stopping: int | None,
+        **trainer: Any,
+    ):
+        super().__init__(**trainer)
+        self.score = score
+        self.record = record
+        self.pixels = pixels
+        self.backbone_lr = backbone_lr
+        # Trainer takes a forward with **kwargs to scale its loss by `num_items_in_batch`; vision losses do not, and
+        # accumulated gradients came out too large by the number of accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        if early_stopping:
+            self.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._sampler = EpochSampler(len(self.train_dataset), seed)
+        return self._sampler
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        # Skipping batches on resume wraps the sampler, and accelerate then no longer reaches its set_epoch.
+        self._sampler.set_epoch(arguments["epoch"])
+        super()._run_epoch(**arguments)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's optimizer, any of them, with the backbone's parameters moved to groups of their own rate."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.backbone_lr is not None:
+            head = head_parameters(self.model)
+            heads = {id(parameter) for name, parameter in self.model.named_parameters() if name in head}
+            for group in list(optimizer.param_groups):
+                backbone = [parameter for parameter in group["params"] if id(parameter) not in heads]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) in heads]
+                if backbone:
+                    optimizer.add_param_group({**group, "params": backbone, "lr": self.backbone_lr})
+        return optimizer
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
+        batches = []
+        for _, batch in zip(range(num_batches), epoch_iterator, strict=False):
+            self.record(batch.pop("findings", ()))
+            if not batch:
+                raise DataError(
+                    "no image of a whole stretch of the training split could be read; see the findings above."
+                )
+            batches.append(batch)
+        self._samples_in_step = sum(_size(batch) for batch in batches)
+        return batches, None
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if self.pixels is not None:
+            inputs["pixel_values"] = self.pixels.apply(inputs["pixel_values"])
+        return inputs
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        # Trainer divides by the number of micro-batches; weighing by size makes that the mean over all samples even
+        # when the last micro-batch of an epoch is shorter.
+        weight = _size(inputs) * self.current_gradient_accumulation_steps / self._samples_in_step
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if not torch.isfinite(loss.detach()).all():
+            raise DataError(f"the loss is not finite at step {self.state.global_step + 1}. Try a lower learning_rate.")
+        return (loss * weight, outputs) if return_outputs else loss * weight
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, Any]:
+        metrics = self.score(self.model)
+        scalars = {
+            f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, int | float)
+        }
+        self.log(scalars)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scalars)
+        return scalars
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint aside and rename it, so that one with its final name is complete."""
+        folder = Path(self.args.output_dir)
+        final = folder / f"checkpoint-{self.state.global_step}"
+        partial = folder / f".{final.name}.partial"
+        self.store_flos()
+        self.save_model(str(partial), _internal_call=True)
+        if self.state.best_global_step:
+            best = folder / f"checkpoint-{self.state.best_global_step}"
+            if best.exists() or best == final:
+                self.state.best_model_checkpoint = str(best)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(partial))
+            self._save_scaler(str(partial))
+            self._save_rng_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            for callback in [*self.callback_handler.callbacks, self.control]:
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments, which the resolved recipe holds as text.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+
+class LogFile(TrainerCallback):
+    """One JSON line per log call: `log.jsonl`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+class Progress(TrainerCallback):
+    """A bar on a terminal, a line per log elsewhere; evaluations are always a line of their own."""
+
+    def __init__(self, metric: str, samples_per_step: int, disable: bool):
+        self.metric = metric
+        self.samples_per_step = samples_per_step
+        self.disable = disable
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm import tqdm
+
+        self.start, self.first = time.monotonic(), state.global_step
+        if state.is_world_process_zero and not self.disable:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", disable=None, dynamic_ncols=True
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        if self.bar is None or not ("loss" in logs or f"eval_{self.metric}" in logs):
+            return
+        if "loss" in logs:
+            speed = (state.global_step - self.first) * self.samples_per_step / (time.monotonic() - self.start)
+            text = f"loss {logs['loss']:.4f}, {speed:.0f} images/s"
+            self.bar.set_postfix_str(text)
+            if self.bar.disable:
+                print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
+        else:
+            scores = ", ".join(f"{k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items() if k.startswith("eval_"))
+            self.bar.clear()
+            print(f"epoch {state.epoch:.3g}: {scores}", flush=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint of a run, or None; a partial one does not have the name of a checkpoint."""
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _size(batch: dict[str, Any]) -> int:
+    return len(batch["pixel_values"])

@@ -1,0 +1,110 @@
+"""Augmentations by name, drawn anew for every (seed, epoch, sample).
+
+albumentations keeps a random state of its own: two loader workers would draw the same numbers and every epoch repeat
+them. Here each call sets the state from the key of the sample, so the stream is the same for any number of workers
+and after a resume.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cv_hf.errors import RecipeError, did_you_mean
+
+# albumentations looks for a newer version of itself on the network at import, unless told not to.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+
+# Loader workers are the parallelism; OpenCV's own threads would only compete with them.
+cv2.setNumThreads(0)
+
+
+class Augment:
+    """A seeded albumentations pipeline on uint8 RGB.
+
+    Attributes:
+        size: (height, width) that every image ends at, or None when the list has no operation that sets a size.
+    """
+
+    def __init__(self, transforms: Sequence[A.BasicTransform], size: tuple[int, int] | None, seed: int):
+        self.size = size
+        self.seed = seed
+        self._compose = A.Compose(transforms)
+
+    def __call__(self, key: tuple[int, int], image: np.ndarray, **targets: Any) -> dict[str, Any]:
+        """Augment one sample.
+
+        Args:
+            key: (epoch, sample index), which alone with the seed decides what is drawn.
+            image: uint8 RGB, (H, W, 3).
+            targets: what albumentations moves together with the image (mask, bboxes, ...).
+        """
+        generator = np.random.default_rng((self.seed, *key))
+        self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        augmented = self._compose(image=image, **targets)
+        shape = augmented["image"].shape[:2]
+        if self.size is not None and shape != self.size:
+            raise RecipeError(
+                f"augment: the list ends at {shape[0]}x{shape[1]}, the model takes {self.size[0]}x{self.size[1]}. "
+                "Put the operation that sets the size last, without a size of its own."
+            )
+        return augmented
+
+
+def build_augment(
+    names: Sequence[str | dict[str, dict[str, Any] | None]], size: tuple[int, int] | None, seed: int
+) -> Augment:
+    """Build the pipeline that a recipe names.
+
+    Args:
+        names: albumentations class names, or {name: arguments}. An operation that takes a size and is given none gets
+            `size`.
+        size: (height, width) of the model's input; None where it differs between images.
+        seed: the run's seed.
+
+    Raises:
+        RecipeError: a name that albumentations does not have, or arguments that it refuses.
+    """
+    transforms, ends_at_size = [], False
+    for entry in names:
+        name, arguments = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()), ("", {}))
+        if isinstance(entry, dict) and len(entry) != 1:
+            raise RecipeError(f"augment: each entry is one name with its arguments, not {sorted(entry)}.")
+        kind = getattr(A, name, None)
+        if not (inspect.isclass(kind) and issubclass(kind, A.BasicTransform)):
+            known = [n for n, c in vars(A).items() if inspect.isclass(c) and issubclass(c, A.BasicTransform)]
+            raise RecipeError(f"augment: albumentations has no {name!r}.{did_you_mean(name, known)}")
+        arguments = dict(arguments or {})
+        accepted = inspect.signature(kind.__init__).parameters
+        unknown = [argument for argument in arguments if argument not in accepted]
+        if unknown:
+            raise RecipeError(f"augment: {name} has no argument {unknown[0]!r}.{did_you_mean(unknown[0], accepted)}")
+        if sets_size(kind):
+            if size is not None:
+                given = {"size": size} if "size" in accepted else {"height": size[0], "width": size[1]}
+                arguments = {**given, **arguments}
+            ends_at_size = True
+            # Plain bilinear reads 4 pixels however far it shrinks; the processors that evaluate average all of them.
+            if "area_for_downscale" in accepted:
+                arguments.setdefault("area_for_downscale", "image")
+        try:
+            transforms.append(kind(**arguments))
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"augment: {name}: {reason[:200]}") from None
+    return Augment(transforms, size if ends_at_size else None, seed)
+
+
+def sets_size(kind: type[A.BasicTransform]) -> bool:
+    """Whether every image leaves this operation at one size, which it must be given."""
+    parameters = inspect.signature(kind.__init__).parameters
+    required = {name for name, value in parameters.items() if value.default is inspect.Parameter.empty}
+    return "size" in required or {"height", "width"} <= required
