@@ -1,0 +1,327 @@
+"""Load a pretrained model and its image processor, with the head that the task needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+
+from cv_hf.config import ModelConfig
+from cv_hf.errors import CvHfError, HubError, ModelError, did_you_mean
+from cv_hf.models.image_size import change_image_size
+from cv_hf.models.parts import head_parameters, output_parameters
+
+_FROM_DATA = ("num_labels", "id2label", "label2id")
+# huggingface_hub's HTTP client has changed (requests, httpx, ...); its base error stands behind the Hub's own.
+_ClientError = HfHubHTTPError.__bases__[0]
+# Counters, tables of indices and what only masked pretraining reads: computed or unused, so not a loss when missing.
+_DISPENSABLE = re.compile(r"num_batches_tracked$|relative_position_index$|mask_token$")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of the tensors: which of the model's are new, how many were reused, which of the checkpoint's not."""
+
+    new: list[str]
+    reused: int
+    unused: list[str]
+
+    def lines(self) -> list[str]:
+        """The report as lines to print."""
+        lines = [f"reused from the checkpoint: {self.reused} tensors"]
+        if self.new:
+            lines.append(f"new, to be trained: {_some(self.new)}")
+        if self.unused:
+            lines.append(f"in the checkpoint, not used here: {_some(self.unused)}")
+        return lines
+
+
+class Built(NamedTuple):
+    """A model (float32, in evaluation mode), its image processor, and where they came from.
+
+    `commit` is the Hub commit that `model.id` and `model.revision` resolved to, None for a folder.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    report: LoadReport
+    commit: str | None
+
+
+def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) -> Built:
+    """Load the checkpoint that a recipe names.
+
+    Args:
+        model: the recipe's model section.
+        auto_class: the Transformers Auto class of the task, for instance "AutoModelForImageClassification".
+        fields: what the task sets in the model's configuration, for instance id2label and label2id.
+
+    Raises:
+        ModelError: no such model, one of another task, or weights that do not fit it.
+        HubError: the Hub could not be reached or failed.
+    """
+    # from_pretrained would otherwise ask a service to convert a pickle checkpoint, and open a pull request with it.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    with _readable_errors(model):
+        config = AutoConfig.from_pretrained(
+            model.id, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+        commit = getattr(config, "_commit_hash", None)
+        loader = _model_class(model, config, auto_class)
+        source = {"revision": commit or model.revision, "trust_remote_code": model.trust_remote_code}
+        _require_safetensors(model, config, commit or model.revision)
+        processor = AutoImageProcessor.from_pretrained(model.id, **source)
+        old_labels = _labels(config)
+        _apply(config, model.config, fields)
+        with _quiet():
+            loaded, info = loader.from_pretrained(
+                model.id,
+                config=config,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                **source,
+            )
+    report = _check(loaded, info, model.id)
+    if len(old_labels) == loaded.config.num_labels and old_labels != _labels(loaded.config):
+        report = _renew_outputs(loaded, report)
+    if model.image_size is not None:
+        loaded, processor = change_image_size(loaded, processor, model.image_size)
+    return Built(loaded, processor, report, commit)
+
+
+def _model_class(model: ModelConfig, config: PreTrainedConfig, auto_class: str) -> Any:
+    """Return the class to load: the checkpoint's own among those of the task, if it can be trained."""
+    auto = getattr(transformers, auto_class)
+    if model.trust_remote_code and auto_class in getattr(config, "auto_map", {}):
+        return auto
+    mapping = auto._model_mapping
+    if type(config) not in mapping:
+        known = sorted(config_class.model_type for config_class in mapping)
+        some = [name for name in ("vit", "swin", "convnextv2", "resnet", "timm_wrapper") if name in known] or known[:5]
+        raise ModelError(
+            f"{model.id} is a {config.model_type} model, which has no {auto_class.removeprefix('AutoModelFor')} head.\n"
+            f"Those that have one: {', '.join(some)} and {len(known) - len(some)} more."
+        )
+    classes = mapping[type(config)]
+    if not isinstance(classes, (list, tuple)):
+        return classes
+    # DeiT's and LeViT's "WithTeacher" classes take no labels: their second head is for inference only.
+    trainable = [cls for cls in classes if "labels" in inspect.signature(cls.forward).parameters]
+    named = [cls for cls in trainable if cls.__name__ in (config.architectures or ())]
+    return (named or trainable or classes)[0]
+
+
+def _apply(config: PreTrainedConfig, overrides: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        setattr(config, name, value)
+    for stale in ("label_names", "label_descriptions"):
+        # timm's own copies of the labels, which would win over id2label when the configuration is saved.
+        if hasattr(config, stale):
+            delattr(config, stale)
+    for name in overrides:
+        if name in fields or name in _FROM_DATA:
+            raise ModelError(f"model.config.{name} follows from the data; set data.labels instead.")
+        if name == "image_size":
+            raise ModelError("model.config.image_size: write model.image_size, which resizes the positions as well.")
+    _override(config, overrides, "model.config")
+
+
+def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str) -> None:
+    known = {name for name in config.to_dict() if not name.startswith("_")} | set(config.attribute_map)
+    for name, value in overrides.items():
+        if name not in known:
+            raise ModelError(f"{where}.{name} is not a field of {type(config).__name__}.{did_you_mean(name, known)}")
+        current = getattr(config, name)
+        if isinstance(current, PreTrainedConfig) and isinstance(value, Mapping):
+            _override(current, value, f"{where}.{name}")
+            continue
+        if isinstance(current, Mapping) and isinstance(value, Mapping):
+            value = {**current, **value}
+        try:
+            setattr(config, name, value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise ModelError(f"{where}.{name}: {_last_line(error)}") from None
+
+
+def _check(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> LoadReport:
+    """Report what was loaded, or raise ModelError when more than the head is missing."""
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    new = set(info["missing_keys"]) | mismatched
+    head = head_parameters(model)
+    modules = {key.rpartition(".")[0] for key in head}  # the buffers of the head's modules are named by these
+    lost = sorted(key for key in new - head if key.rpartition(".")[0] not in modules and not _DISPENSABLE.search(key))
+    if lost:
+        raise ModelError(
+            f"{name}: backbone weights failed to load: {len(lost)} tensors, e.g. {_some(lost)}.\n"
+            f"The checkpoint is damaged, or not one of {type(model).__name__}."
+        )
+    return LoadReport(
+        new=sorted(new),
+        reused=len(model.state_dict()) - len(new),
+        unused=sorted(set(info["unexpected_keys"]) - mismatched),
+    )
+
+
+def _renew_outputs(model: PreTrainedModel, report: LoadReport) -> LoadReport:
+    """Initialize the output layers anew: they fit by chance, but were trained for other labels."""
+    renewed = output_parameters(model) - set(report.new)
+    for name in renewed:
+        model.get_parameter(name)._is_hf_initialized = False
+    with torch.no_grad():
+        for module in {name.rpartition(".")[0] for name in renewed}:
+            model._init_weights(model.get_submodule(module))
+    return LoadReport(sorted({*report.new, *renewed}), report.reused - len(renewed), report.unused)
+
+
+def _labels(config: PreTrainedConfig) -> dict[int, str]:
+    return dict(config.id2label or {})
+
+
+def _some(names: list[str], count: int = 4) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def _require_safetensors(model: ModelConfig, config: PreTrainedConfig, revision: str | None) -> None:
+    names = (transformers.utils.SAFE_WEIGHTS_NAME, transformers.utils.SAFE_WEIGHTS_INDEX_NAME)
+    folder = Path(model.id)
+    if folder.is_dir():
+        if any((folder / name).is_file() for name in names):
+            return
+        mend = "load it once with use_safetensors=False where you trust it, and save_pretrained() it"
+    else:
+        for name in names:
+            try:
+                huggingface_hub.hf_hub_download(model.id, name, revision=revision)
+                return
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                pass
+        mend = (
+            "https://huggingface.co/spaces/safetensors/convert opens a pull request with one; "
+            "then set model.revision to refs/pr/NUMBER"
+        )
+    raise ModelError(
+        f"{model.id} has no model.safetensors; pickle files can run code and are not read.\nConvert it: {mend}."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Transformers' table of what was loaded: the LoadReport says it in two lines."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    # A filter, because a raised level makes Transformers check tensor-parallel plans, and warn of them.
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextmanager
+def _readable_errors(model: ModelConfig) -> Iterator[None]:
+    try:
+        yield
+    except CvHfError:
+        raise
+    except Exception as error:
+        chain = list(_chain(error))
+        readable = _hub_error(model, chain) or _model_error(model, chain)
+        if readable is None:
+            raise
+        raise readable from None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _hub_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | None:
+    """Return what to tell when the Hub refused or failed, None when it is not about the Hub."""
+
+    def found(*types: type[BaseException]) -> BaseException | None:
+        return next((error for error in chain if isinstance(error, types)), None)
+
+    at = f"{model.id} at revision {model.revision}" if model.revision else model.id
+    if found(HFValidationError):
+        return ModelError(f"model.id: {model.id!r} is neither a folder here nor a Hub id (user/name).")
+    if found(GatedRepoError):
+        return ModelError(
+            f"{model.id} is gated: accept its terms at https://huggingface.co/{model.id}, then set HF_TOKEN."
+        )
+    if found(RevisionNotFoundError):
+        return ModelError(f"{model.id} has no revision {model.revision!r} (model.revision: branch, tag or commit).")
+    if found(RepositoryNotFoundError):
+        return ModelError(
+            f"model.id: {model.id!r} is neither a folder here nor a model on the Hub that you may read.\n"
+            "If it is private, set HF_TOKEN or run `hf auth login`."
+        )
+    if found(OfflineModeIsEnabled, LocalEntryNotFoundError) and huggingface_hub.is_offline_mode():
+        return ModelError(f"{at} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it.")
+    refused = found(HfHubHTTPError)
+    status = getattr(getattr(refused, "response", None), "status_code", None)
+    if status in (401, 403):
+        return ModelError(f"{model.id}: the Hub refused access ({status}). Check HF_TOKEN.")
+    if not isinstance(refused, EntryNotFoundError) and (
+        refused or found(_ClientError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    ):
+        why = f"status {status}" if status else "no connection"
+        return HubError(f"{at} could not be fetched from the Hub ({why}). Nothing is lost; run the command again.")
+    return None
+
+
+def _model_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | None:
+    folder = Path(model.id)
+    text = str(chain[0])
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return ModelError(f"model.id: the folder {model.id} holds no model (no config.json).")
+    if "trust_remote_code" in text:
+        return ModelError(
+            f"{model.id} brings its own code, which is not run by default.\n"
+            "Read it, and set model.trust_remote_code: true if you trust it."
+        )
+    if "preprocessor_config.json" in text or "image processor" in text:
+        return ModelError(
+            f"{model.id} has no preprocessor_config.json, so how its images are prepared is not known.\n"
+            "Copy that file from the model it was made from."
+        )
+    if isinstance(chain[0], (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError)):
+        return ModelError(f"{model.id} cannot be loaded: {_last_line(chain[0])}")
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

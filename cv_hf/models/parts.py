@@ -1,0 +1,135 @@
+"""Which parameters are the head, and what follows from it: freezing and learning rates of their own."""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
+from transformers.initialization import meta_device_safe_creation_ops
+from transformers.trainer_pt_utils import get_parameter_names
+
+# What Trainer.get_decay_parameter_names exempts, and the learnt tokens and positions that papers exempt as well.
+NO_DECAY = (
+    r"bias",
+    r"layernorm",
+    r"rmsnorm",
+    r"(?:^|\.)norm(?:$|\.)",
+    r"_norm(?:$|\.)",
+    r"pos(?:ition)?_embed",
+    r"(?:cls|dist|distillation|mask|register|reg)_tokens?$",
+)
+
+
+def output_parameters(model: PreTrainedModel) -> set[str]:
+    """Return the names of the parameters whose shape follows from the number of labels."""
+    config = copy.deepcopy(model.config)
+    config.id2label = {index: str(index) for index in range(model.config.num_labels + 1)}
+    with torch.device("meta"), meta_device_safe_creation_ops():
+        wider = type(model)(config)
+    shapes = {name: parameter.shape for name, parameter in wider.named_parameters()}
+    return {name for name, parameter in model.named_parameters() if shapes.get(name) != parameter.shape}
+
+
+def backbone_name(model: PreTrainedModel) -> str:
+    """Return the name of the submodule that encodes the image ("" when it is not a module of its own).
+
+    That is the pretrained image encoder that a detector or a segmenter was built around, else the model's base model.
+    """
+    for name, module in model.named_modules():
+        if name and isinstance(module, BackboneMixin):
+            return name
+    return next((name for name, module in model.named_modules() if module is model.base_model), "")
+
+
+def head_parameters(model: PreTrainedModel) -> set[str]:
+    """Return the names of the parameters that a new task trains from scratch or nearly so.
+
+    They are all parameters outside of the backbone and, inside of it, those whose shape follows from the number of
+    labels (timm models and Perceiver hold their classifier within) and the pooler, which other pretraining lacks.
+    """
+    backbone = backbone_name(model)
+    prefix = f"{backbone}." if backbone else ""
+    outside = {
+        name
+        for name, _ in model.named_parameters()
+        if not name.startswith(prefix) or name.removeprefix(prefix).startswith("pooler.")
+    }
+    return outside | output_parameters(model)
+
+
+def freeze_backbone(model: PreTrainedModel) -> None:
+    """Stop all training of the backbone, in place: gradients, running statistics and dropout.
+
+    `model.train()` may be called as usual: at every forward pass the frozen part is put back into evaluation mode.
+    Nothing of it is saved with the model.
+    """
+    head = head_parameters(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
+    model.register_forward_pre_hook(partial(_hold_in_eval, names=tuple(_frozen_modules(model, head))))
+
+
+def _hold_in_eval(model: nn.Module, inputs: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        module = model.get_submodule(name)
+        if module.training:
+            module.eval()
+
+
+def _frozen_modules(model: PreTrainedModel, head: set[str]) -> list[str]:
+    """Return the largest modules that belong to the backbone alone.
+
+    A module without parameters (dropout) next to the head belongs to the backbone unless everything trained from
+    before comes ahead of it: modules are registered in the order in which they run.
+    """
+    backbone = backbone_name(model)
+    inside = [name for name, _ in model.named_modules() if name == backbone or name.startswith(f"{backbone}.")]
+    if not backbone:
+        inside = [name for name, _ in model.named_modules()]
+    own = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in head}
+    last = max((place for place, name in enumerate(inside) if name in own), default=-1)
+    headed = {name.rpartition(".")[0] for name in head}
+
+    def is_frozen(place: int, name: str) -> bool:
+        below = f"{name}." if name else ""
+        if any(module == name or module.startswith(below) for module in headed):
+            return False
+        return place <= last or any(module == name or module.startswith(below) for module in own)
+
+    frozen: list[str] = []
+    for place, name in enumerate(inside):
+        within = any(name == outer or name.startswith(f"{outer}.") for outer in frozen)
+        if not within and is_frozen(place, name):
+            frozen.append(name)
+    return frozen
+
+
+def parameter_groups(
+    model: PreTrainedModel, learning_rate: float, weight_decay: float, backbone_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Return the optimizer's parameter groups: head and backbone, each with and without weight decay.
+
+    Every trainable parameter stands in exactly one group. Biases, norms and other one-dimensional parameters, position
+    embeddings and learnt tokens are not decayed. Empty groups are left out.
+    """
+    head = head_parameters(model)
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY)))
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and name in decayed and not re.search("|".join(NO_DECAY), name.lower())
+            groups.setdefault((name in head, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate if is_head or backbone_lr is None else backbone_lr,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (is_head, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
