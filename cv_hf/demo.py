@@ -1,0 +1,97 @@
+"""`python -m cv_hf.demo`: the whole road in a few minutes, offline, on real images and real pretrained weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from cv_hf.errors import CheckFailed, CvHfError
+
+# What other code would run; it knows nothing of cv_hf.
+_FRESH = """
+import json, sys
+from transformers import pipeline
+classify = pipeline("image-classification", model=sys.argv[1])
+print(json.dumps(classify(json.loads(sys.argv[2]))))
+"""
+
+
+def classification(folder: Path) -> None:
+    """Fine-tune ImageNet-pretrained EfficientNet-Lite0 on handwritten digits and prove that pipeline() loads it.
+
+    Raises:
+        CheckFailed: pipeline() in a fresh process answers something else than the trained model did.
+    """
+    print("1/4  EfficientNet-Lite0 (ImageNet weights) and 1,797 handwritten digits", flush=True)
+    from cv_hf.data.sample import digits
+    from cv_hf.models.sample import efficientnet_lite0
+
+    model, data = efficientnet_lite0(folder / "efficientnet_lite0"), digits(folder / "digits")
+    recipe = folder / "digits.yaml"
+    recipe.write_text(f"# cv-hf train {recipe}\n{yaml.safe_dump(_recipe(model, data), sort_keys=False)}", "utf-8")
+
+    print(f"2/4  cv-hf train {recipe}", flush=True)
+    from cv_hf.finetuning import finetune
+    from cv_hf.inference import load_trained, predict_files
+
+    run = finetune(recipe)
+
+    print("3/4  the same model through transformers.pipeline(), in a fresh process", flush=True)
+    files = [str(sorted((data / "test" / str(digit)).iterdir())[0]) for digit in range(10)]
+    ours = predict_files(load_trained(run.model), files)
+    command = [sys.executable, "-c", _FRESH, str(run.model), json.dumps(files)]
+    theirs = json.loads(subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL))
+    for file, answer in zip(files, theirs, strict=True):
+        mine = ours[file]["prediction"][0]
+        print(f"     {Path(file).parent.name}: {answer[0]['label']} {answer[0]['score']:.4f}")
+        if answer[0]["label"] != mine["label"] or abs(answer[0]["score"] - mine["score"]) > 1e-4:
+            raise CheckFailed(f"{file}: pipeline() says {answer[0]}, the trained model said {mine}.")
+
+    print(f"4/4  test accuracy {run.metrics['test']['accuracy']:.4f} on {run.metrics['test']['num_samples']} images")
+    print(f"     picture of predictions: {run.folder / 'predictions' / 'sheet.png'}")
+    python = os.path.relpath(sys.executable)
+    command = "cv-hf" if "VIRTUAL_ENV" in os.environ else f"{Path(python).parent}/cv-hf"
+    print(f"""
+Next:
+  {command} predict {run.folder} IMAGE|DIR         predict your own images
+  {command} init YOUR_FOLDER_OR_HUB_DATASET        write a recipe for your own data
+  {command} push {run.folder} USER/NAME            publish the model on the Hub""")
+
+
+def _recipe(model: Path, data: Path) -> dict:
+    return {
+        "task": "image-classification",
+        "model": {"id": str(model), "image_size": 64},
+        "data": {"id": str(data)},
+        # A mirrored or recoloured digit is another one, so the default augmentations do not fit here.
+        "augment": [{"RandomResizedCrop": {"scale": [0.7, 1.0], "ratio": [0.8, 1.25]}}],
+        "train": {"num_train_epochs": 5, "batch_size": 32, "learning_rate": 1e-3},
+        "run_dir": str(data.parent / "run"),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m cv_hf.demo", description=__doc__)
+    parser.add_argument("--dir", default="runs/demo", type=Path, help="where everything is written")
+    folder = parser.parse_args().dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "run").exists():
+            import shutil
+
+            shutil.rmtree(folder / "run")
+        classification(folder)
+    except CvHfError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
