@@ -1,0 +1,27 @@
+"""Reading datasets: one reader per format, the label contract, and what was found to be wrong."""
+
+from cv_hf.data.columns import find_column
+from cv_hf.data.detect import detect_format
+from cv_hf.data.findings import CODES, Findings
+from cv_hf.data.images import Header, UnreadableImage, check_images, decode, image_suffixes, read_header
+from cv_hf.data.labels import LabelMap
+from cv_hf.data.load import Splits, load_split, load_splits
+from cv_hf.data.source import Source
+
+__all__ = [
+    "CODES",
+    "Findings",
+    "Header",
+    "LabelMap",
+    "Source",
+    "Splits",
+    "UnreadableImage",
+    "check_images",
+    "decode",
+    "detect_format",
+    "find_column",
+    "image_suffixes",
+    "load_split",
+    "load_splits",
+    "read_header",
+]

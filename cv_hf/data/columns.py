@@ -1,0 +1,100 @@
+"""Finding the columns that a task needs: as the recipe says, else by feature type, else by their usual names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+
+from cv_hf.errors import DataError, did_you_mean
+
+IMAGE_NAMES = ("image", "img", "picture", "photo", "images", "pixel_values", "file_name", "filename", "image_path",
+               "file_path", "filepath", "path", "file", "jpg", "jpeg", "png")  # fmt: skip
+LABEL_NAMES = ("label", "labels", "class", "category", "target", "fine_label", "classes", "categories", "tags", "tag",
+               "y", "cls", "class_name", "class_id", "label_name", "label_id", "targets")  # fmt: skip
+
+
+def find_column(
+    features: Mapping[str, Any],
+    canonical: str,
+    *,
+    kind: Callable[[Any], bool],
+    usual_names: Sequence[str],
+    fits: Callable[[Any], bool] = lambda feature: True,
+    given: Mapping[str, str] | None = None,
+) -> str:
+    """Return the name of the source column for a canonical one.
+
+    Args:
+        features: the dataset's features.
+        canonical: the canonical column, for instance "label".
+        kind: whether a feature is of the very type of this column; the only such column is it.
+        usual_names: tried in this order, regardless of case, where types do not decide.
+        fits: whether a feature can be read as this column at all; others are not taken by name.
+        given: the recipe's `data.columns`, {canonical: source}.
+
+    Raises:
+        DataError: lists the columns with their types, and says which key names the right one.
+    """
+    if given and canonical in given:
+        name = given[canonical]
+        if name not in features:
+            near = did_you_mean(name, features)
+            raise DataError(
+                f"data.columns.{canonical}: there is no column {name!r}.{near} Columns: {listed(features)}."
+            )
+        return name
+    of_kind = [name for name, feature in features.items() if kind(feature)]
+    if len(of_kind) == 1:
+        return of_kind[0]
+    candidates = of_kind or [name for name, feature in features.items() if fits(feature)]
+    by_lower = {name.lower(): name for name in reversed(candidates)}
+    for usual in usual_names:
+        if usual in by_lower:
+            return by_lower[usual]
+    what = f"more than one column could be the {canonical}" if of_kind else f"no {canonical} column was found"
+    raise DataError(f"{what} among: {listed(features)}.\nName it in the recipe: data.columns: {{{canonical}: NAME}}.")
+
+
+def check_given(given: Mapping[str, str], known: Sequence[str]) -> None:
+    """Refuse a key of `data.columns` that is no canonical column of the task.
+
+    Raises:
+        DataError: names the key and the canonical columns.
+    """
+    for canonical in given:
+        if canonical not in known:
+            near = did_you_mean(canonical, known)
+            raise DataError(f"data.columns: {canonical!r} is not a column of this task ({', '.join(known)}).{near}")
+
+
+def listed(features: Mapping[str, Any]) -> str:
+    """The columns with their types, for an error."""
+    return ", ".join(f"{name} ({type_name(feature)})" for name, feature in features.items()) or "none"
+
+
+def type_name(feature: Any) -> str:
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return f"list of {type_name(feature.feature)}"
+    if isinstance(feature, datasets.Value):
+        return feature.dtype
+    return "struct" if isinstance(feature, dict) else type(feature).__name__
+
+
+def is_image(feature: Any) -> bool:
+    return isinstance(feature, datasets.Image)
+
+
+def can_be_image(feature: Any) -> bool:
+    """An image, its bytes, a struct of path and bytes, or a path."""
+    if isinstance(feature, dict):
+        return "bytes" in feature and set(feature) <= {"bytes", "path"}
+    return is_image(feature) or (
+        isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "binary", "large_binary")
+    )
+
+
+def find_image(features: Mapping[str, Any], given: Mapping[str, str] | None = None) -> str:
+    """The column of the images; see `find_column`."""
+    return find_column(features, "image", kind=is_image, usual_names=IMAGE_NAMES, fits=can_be_image, given=given)

@@ -1,0 +1,137 @@
+"""Datasets of the Hub, by huggingface_hub's and datasets' own clients: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE apply."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import httpx
+
+from cv_hf.data.source import Source
+from cv_hf.errors import CvHfError, DataError, HubError, did_you_mean
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_RETRY = "Nothing is lost: run the same command again; what was downloaded is kept."
+
+
+def read(id: str, *, config: str | None = None, revision: str | None = None) -> Source:
+    """Read a dataset of the Hub, at exactly one commit.
+
+    Args:
+        id: "user/name" or "name".
+        config: the dataset's configuration, if it has several.
+        revision: branch, tag or commit; None: main.
+
+    Raises:
+        DataError: no such dataset, revision or configuration; no access; or a dataset that needs a script.
+        HubError: the Hub cannot be reached or failed.
+    """
+    commit = _resolve(id, revision)
+    try:
+        # With hf:// a folder of the same name in the working directory is not taken for it.
+        loaded = datasets.load_dataset(f"hf://datasets/{id}", config, revision=commit or revision)
+    except Exception as error:  # builders of all formats, each with its own tree of errors
+        raise _explained(error, id, config, commit or revision) from None
+    splits = {str(name): split for name, split in loaded.items()}
+    if commit is None:
+        commit = _cached_commit(splits)
+        if revision and _COMMIT.fullmatch(revision) and commit != revision:
+            raise DataError(
+                f"dataset {id}: offline (HF_HUB_OFFLINE), and the cache has commit {commit}, not {revision}."
+            )
+    for name, split in splits.items():
+        for column, feature in split.features.items():
+            if isinstance(feature, datasets.Image):
+                splits[name] = splits[name].cast_column(column, datasets.Image(decode=False))
+    return Source(id, "hub", splits, commit=commit)
+
+
+def _resolve(id: str, revision: str | None) -> str | None:
+    """The commit that a revision stands for now; None offline."""
+    try:
+        return huggingface_hub.HfApi().dataset_info(id, revision=revision).sha
+    except hub_errors.OfflineModeIsEnabled:
+        return None
+    except Exception as error:
+        raise _explained(error, id, None, revision) from None
+
+
+def _explained(error: Exception, id: str, config: str | None, revision: str | None) -> CvHfError:
+    """What a failure of the Hub's clients means for the user."""
+    causes = _causes(error)
+    for cause in causes:
+        if isinstance(cause, CvHfError):
+            return cause
+        if isinstance(cause, hub_errors.HFValidationError):
+            return DataError(f"data.id: {id!r} is neither a file or folder here nor a Hub id (user/name).")
+        if isinstance(cause, hub_errors.OfflineModeIsEnabled):
+            return DataError(
+                f"dataset {id}: offline (HF_HUB_OFFLINE), and not in the cache.\n"
+                "Load it once while online, or give a local folder as data.id."
+            )
+        if isinstance(cause, hub_errors.GatedRepoError) or "gated dataset" in str(cause):
+            return DataError(
+                f"dataset {id} is gated: ask for access on its page, {_page(id)},\n"
+                "and log in with `hf auth login` or HF_TOKEN."
+            )
+        if isinstance(cause, hub_errors.RevisionNotFoundError):
+            return DataError(f"dataset {id} has no revision {revision!r} (data.revision): a branch, tag or commit.")
+        if isinstance(cause, hub_errors.RepositoryNotFoundError):
+            return DataError(
+                f"dataset {id} was not found on the Hub{_or_here(id)}, or is private and {_token()} cannot read it.\n"
+                "Check data.id; for a private dataset, log in with `hf auth login` or HF_TOKEN."
+            )
+        if isinstance(cause, hub_errors.HfHubHTTPError) and cause.response is not None:
+            status = cause.response.status_code
+            if status in (401, 403):
+                return DataError(f"dataset {id}: the Hub refused {_token()} ({status}).\nLog in with `hf auth login`.")
+            return HubError(f"dataset {id}: the Hub answered with error {status}.\n{_RETRY}")
+        if isinstance(cause, (httpx.HTTPError, ConnectionError, TimeoutError)):
+            return HubError(f"dataset {id}: the Hub cannot be reached ({type(cause).__name__}).\n{_RETRY}")
+    text = str(error)
+    if "scripts are no longer supported" in text:
+        return DataError(
+            f"dataset {id} needs a loading script, which the datasets library no longer runs.\n"
+            "Try data.revision: refs/convert/parquet, where the Hub keeps a converted copy."
+        )
+    if "Config name is missing" in text or text.startswith("BuilderConfig"):
+        configs = re.findall(r"'([^']+)'", text.partition("[")[2].partition("]")[0])
+        wrong = f"no configuration {config!r}." + did_you_mean(config, configs) if config else "several configurations."
+        return DataError(f"dataset {id} has {wrong}\nSet data.config to one of: {', '.join(configs)}.")
+    reason = str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__]
+    return DataError(f"dataset {id} cannot be loaded: {reason[0][:300]}")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and those it arose from."""
+    causes: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in causes:
+        causes.append(current)
+        current = current.__cause__ or current.__context__
+    return causes
+
+
+def _token() -> str:
+    return "the token in use" if huggingface_hub.get_token() else "no token is set, which"
+
+
+def _or_here(id: str) -> str:
+    return f" (nor is there a folder {id} here)" if "/" in id else ""
+
+
+def _page(id: str) -> str:
+    return f"{huggingface_hub.constants.ENDPOINT}/datasets/{id}"
+
+
+def _cached_commit(splits: dict[str, datasets.Dataset]) -> str | None:
+    """The commit in the path of the cached files: .../<configuration>/<version>/<commit>/<name>.arrow."""
+    for split in splits.values():
+        for file in split.cache_files:
+            for part in reversed(Path(file["filename"]).parts):
+                if _COMMIT.fullmatch(part):
+                    return part
+    return None

@@ -1,0 +1,322 @@
+"""Image files as they come: decoding, and the check of all files before training starts.
+
+An image is read as `transformers.image_utils.load_image` reads it, because that is what pipeline() does: EXIF
+orientation applied, then `convert("RGB")`, which drops an alpha channel without blending it. Only where that clips the
+values (16-bit grey, floating point from 0 to 1) the image is scaled instead, and a finding says so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from cv_hf.data.findings import Findings
+from cv_hf.errors import DataError
+
+# Filters are process-wide, and decoding runs in threads: a filter per call would race. Pillow warns of images above
+# 89 megapixels and refuses them above 179; it also warns of damaged metadata that nothing here reads.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_HEADER_BYTES = 16
+_TAIL_BYTES = 64
+_BITS_PER_SAMPLE = 258
+_PLANAR_CONFIGURATION = 284
+_CHECKED_AT_ONCE = 10_000
+_NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"})
+
+
+class UnreadableImage(DataError):
+    """An image that cannot be decoded; the message holds the file's name and the reason."""
+
+    def __init__(self, name: str, reason: str, code: str = "unreadable-image") -> None:
+        super().__init__(f"{name}: {reason}.")
+        self.name, self.reason, self.code = name, reason, code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions cross from DataLoader workers by pickle, which would call __init__ with the message alone.
+        return type(self), (self.name, self.reason, self.code)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first bytes of an image say. `width` and `height` are in pixels, before `orientation` is applied.
+
+    Attributes:
+        orientation: the EXIF orientation, 1 (upright) to 8.
+        codes: the codes of findings that show without decoding.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+    codes: tuple[str, ...]
+
+
+def decode(
+    image: Mapping[str, Any] | str | os.PathLike | PIL.Image.Image, name: str | None = None
+) -> tuple[PIL.Image.Image, list[str]]:
+    """Decode one image, upright.
+
+    Args:
+        image: a path; `{"path": ..., "bytes": ...}` as `datasets.Image(decode=False)` gives; or an image.
+        name: what to call it in an error.
+
+    Returns:
+        an RGB image of 8 bits per channel, and the codes of the repairs made (see `findings.CODES`).
+
+    Raises:
+        UnreadableImage: missing, empty, truncated, not an image, or of values without an agreed range.
+    """
+    name, source = _source(image, name)
+    codes: list[str] = []
+    try:
+        if isinstance(source, PIL.Image.Image):
+            opened = source
+        else:
+            stream = io.BytesIO(source) if isinstance(source, bytes) else source
+            opened = PIL.Image.open(stream, formats=image_formats())
+        # A file given by its path stays open until its pixels are read, as of a failure half-way.
+        with opened if opened is not source else _Kept(opened):
+            _refuse_misread(opened, name)
+            integers_are_8_bit = opened.mode == "I" and _are_8_bit(opened)
+            upright = PIL.ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I;16") or (upright.mode == "I" and not integers_are_8_bit):
+                upright, codes = _from_16_bit(upright, name), ["sixteen-bit"]
+            elif upright.mode == "F":
+                upright, codes = _from_float(upright, name)
+            if upright.mode == "P":
+                # convert("RGB") drops transparency of a palette as well, but warns of it.
+                upright.info.pop("transparency", None)
+            return upright.convert("RGB"), codes
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise UnreadableImage(name, _reason(error)) from None
+
+
+def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None = None) -> Header:
+    """Check one image without decoding it.
+
+    A JPEG or PNG without its end marker is suspected to be truncated, and decoded after all: many a file that
+    lacks only the marker can be read.
+
+    Raises:
+        UnreadableImage: as `decode` does, as far as the header shows it.
+    """
+    name, source = _source(image, name)
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+            start = stream.read(_HEADER_BYTES)
+            if not start:
+                raise UnreadableImage(name, "the file is empty")
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - _TAIL_BYTES))
+            tail = stream.read()
+            stream.seek(0)
+            with PIL.Image.open(stream, formats=image_formats()) as opened:
+                _refuse_misread(opened, name)
+                header = _header(opened, image)
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreadableImage(name, _reason(error)) from None
+    if (start.startswith(b"\xff\xd8") and b"\xff\xd9" not in tail) or (start[1:4] == b"PNG" and b"IEND" not in tail):
+        decode(image, name)
+    return header
+
+
+def check_images(dataset: datasets.Dataset, findings: Findings, on_bad_sample: str = "skip") -> datasets.Dataset:
+    """Drop the samples whose image is a file on disk that cannot be read.
+
+    Only headers are read. Images embedded in the dataset (parquet) are not looked at here, since that would read
+    the whole dataset; they are checked when they are decoded.
+
+    Args:
+        dataset: columns `image` (undecoded) and `file`.
+        findings: filled with what was found.
+        on_bad_sample: "skip", or "stop" to raise at the first unreadable image.
+
+    Raises:
+        DataError: on_bad_sample is "stop", and an image cannot be read.
+    """
+    rows, paths = _images_on_disk(dataset)
+    if not rows:
+        return dataset
+    names = dataset.select_columns("file").select(rows)["file"][:]
+    dropped = set()
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        # One future per image of a million would need a gigabyte.
+        for start in range(0, len(rows), _CHECKED_AT_ONCE):
+            part = slice(start, start + _CHECKED_AT_ONCE)
+            outcomes = pool.map(_try_header, paths[part], names[part])
+            for row, name, outcome in zip(rows[part], names[part], outcomes, strict=True):
+                if isinstance(outcome, UnreadableImage):
+                    findings.drop(outcome.code, name, outcome.reason, on_bad_sample)
+                    dropped.add(row)
+                else:
+                    for code in outcome.codes:
+                        findings.add(code, name)
+    return dataset.select([row for row in range(len(dataset)) if row not in dropped]) if dropped else dataset
+
+
+def _try_header(path: str, name: str) -> Header | UnreadableImage:
+    try:
+        return read_header(path, name)
+    except UnreadableImage as error:
+        return error
+
+
+def _images_on_disk(dataset: datasets.Dataset) -> tuple[list[int], list[str]]:
+    """The rows without embedded bytes, and their paths; embedded bytes are not read, only whether they are there."""
+    table = dataset.data
+    on_disk: list[str | None] = []
+    for chunk in table.column("image").chunks:
+        embedded = chunk.field("bytes").is_valid().to_pylist()
+        paths = chunk.field("path").to_pylist()
+        on_disk += [None if bytes_ else path for bytes_, path in zip(embedded, paths, strict=True)]
+    rows = range(len(on_disk)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
+    found = [(row, on_disk[index]) for row, index in enumerate(rows) if on_disk[index] is not None]
+    return [row for row, _ in found], [path for _, path in found]
+
+
+class _Kept:
+    """A context that leaves the caller's image open."""
+
+    def __init__(self, image: PIL.Image.Image) -> None:
+        self.image = image
+
+    def __enter__(self) -> PIL.Image.Image:
+        return self.image
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def _source(image: Any, name: str | None) -> tuple[str, str | bytes | PIL.Image.Image]:
+    if isinstance(image, PIL.Image.Image):
+        return name or getattr(image, "filename", "") or "image", image
+    if isinstance(image, Mapping):
+        path, content = image.get("path"), image.get("bytes")
+        name = name or path or "image"
+        if content is not None:
+            if not content:
+                raise UnreadableImage(name, "the image is empty")
+            return name, bytes(content)
+        if path is None:
+            raise UnreadableImage(name, "there is no image", "missing-image")
+    else:
+        path = os.fspath(image)
+        name = name or path
+    if not os.path.isfile(path):
+        raise UnreadableImage(name, "no such file", "missing-image")
+    if os.path.getsize(path) == 0:
+        raise UnreadableImage(name, "the file is empty")
+    return name, path
+
+
+def _header(opened: PIL.Image.Image, image: Any) -> Header:
+    codes = []
+    if opened.mode.startswith("I;16"):
+        codes.append("sixteen-bit")
+    # The second picture of a phone's MPO file is a preview or a depth map.
+    if opened.format != "MPO" and getattr(opened, "is_animated", False):
+        codes.append("first-frame")
+    path = image.get("path") if isinstance(image, Mapping) else os.fspath(image)
+    suffix = Path(path or "").suffix.lower()
+    expected = PIL.Image.registered_extensions().get(suffix)
+    # Phones name MPO files .jpg, and MPO begins as a JPEG does.
+    if expected and opened.format not in (expected, "MPO" if expected == "JPEG" else expected):
+        codes.append("suffix-mismatch")
+    orientation = opened.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1)
+    orientation = orientation if orientation in range(1, 9) else 1
+    return Header(opened.format or "", opened.mode, opened.width, opened.height, orientation, tuple(codes))
+
+
+def _refuse_misread(opened: PIL.Image.Image, name: str) -> None:
+    tags = getattr(opened, "tag_v2", None)
+    if tags is None:
+        return
+    if (
+        tags.get(_PLANAR_CONFIGURATION) == 2
+        and max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8
+        and len(opened.getbands()) > 1
+    ):
+        raise UnreadableImage(name, "a TIFF of 16-bit planes, which Pillow reads as noise; convert it to 8 bits")
+
+
+def _are_8_bit(opened: PIL.Image.Image) -> bool:
+    """Whether an image of 32-bit integers holds 8-bit values: only then is convert("RGB") right about it."""
+    tags = getattr(opened, "tag_v2", {})
+    if opened.format == "PPM" or tags.get(_BITS_PER_SAMPLE, (32,)) == (16,):
+        return False
+    low, high = opened.getextrema()
+    return low >= 0 and high <= 255
+
+
+def _from_16_bit(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    # The high byte, as Pillow takes of 16-bit RGB, so that grey and RGB of the same picture agree.
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise UnreadableImage(name, "integers outside 0 to 65535 have no agreed range; convert the file to 8 bits")
+    return PIL.Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _from_float(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, list[str]]:
+    values = np.asarray(image)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 255:
+        raise UnreadableImage(name, "floating-point values outside 0 to 255 have no agreed range; convert it to 8 bits")
+    if values.max() > 1:
+        return image, []
+    return PIL.Image.fromarray(np.rint(values * 255).astype(np.uint8)), ["float-image"]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "not an image, or of a format that Pillow cannot read"
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return "more than 179 million pixels, which Pillow refuses as a decompression bomb"
+    text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    return f"cannot be decoded ({text})"
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """The formats that are read: Pillow's, but none that starts another program (EPS: Ghostscript) or has no pixels."""
+    PIL.Image.init()
+    return tuple(format_ for format_ in PIL.Image.ID if format_ not in _NOT_READ)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of image files, lower case, with the dot."""
+    suffixes = PIL.Image.registered_extensions()
+    return frozenset(suffix for suffix, format_ in suffixes.items() if format_ in image_formats())
+
+
+def relative_name(path: str, root: Path | None) -> str:
+    """What to call a file: its path from the dataset's folder, never a path of this machine."""
+    if root is not None:
+        try:
+            return Path(path).relative_to(root).as_posix()
+        except ValueError:
+            pass
+    parts = Path(path).parts
+    # The Hub's cache: .../snapshots/<commit>/<path in the repository>.
+    if "snapshots" in parts[:-2]:
+        return "/".join(parts[parts.index("snapshots") + 2 :])
+    return parts[-1] if os.path.isabs(path) or "::" in path or "://" in path else path

@@ -1,0 +1,223 @@
+"""The label contract: source id -> contiguous id -> name, the same for every reader, metric, picture and export."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cv_hf.errors import DataError, did_you_mean
+
+Source = int | str | bool
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The classes of a dataset, in the order of their contiguous ids.
+
+    Attributes:
+        names: the name of each contiguous id, all different.
+        sources: the value that stands for it in the data (an int, str or bool, all of one type and all different), or
+            None where the data has no value for that class (a dataset with fewer classes than the model).
+        ignore_index: the source value that means "no label", if there is one.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[Source | None, ...]
+    ignore_index: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "sources", tuple(self.sources))
+        if len(self.names) != len(self.sources):
+            raise DataError(f"{len(self.names)} label names for {len(self.sources)} labels.")
+        for name in _repeated(self.names):
+            raise DataError(f"two labels have the name {name!r}; label names must be different.")
+        present = [source for source in self.sources if source is not None]
+        if len({type(source) for source in present}) > 1:
+            raise DataError(f"the labels are of several types: {_listed(present)}; use either numbers or text.")
+        for source in _repeated(present):
+            raise DataError(f"the label {source!r} stands twice in the label map.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def _ids(self) -> dict[Source, int]:
+        return {source: index for index, source in enumerate(self.sources) if source is not None}
+
+    def encode(self, source: Source) -> int:
+        """Return the contiguous id of a label as it stands in the data.
+
+        Raises:
+            DataError: the label is not in the map.
+        """
+        index = self._ids.get(source)
+        # True == 1 in Python, so that a boolean would be found among numbers.
+        if index is None or isinstance(source, bool) != isinstance(self.sources[index], bool):
+            raise self.unknown(source)
+        return index
+
+    def unknown(self, label: object) -> DataError:
+        """The error for a label that the map does not have."""
+        near = did_you_mean(label, self.names) if isinstance(label, str) else ""
+        # A data set with numbers for labels is only understood with the numbers beside the names.
+        plain = all(isinstance(source, str) or source is None for source in self.sources)
+        known = self.names if plain or isinstance(label, str) else self._with_sources()
+        return DataError(f"label {label!r} is not in the label map ({_listed(known, quote=False)}).{near}")
+
+    def _with_sources(self) -> list[str]:
+        pairs = zip(self.sources, self.names, strict=True)
+        return [name if str(source) == name else f"{source}: {name}" for source, name in pairs if source is not None]
+
+    def with_sources_of(self, data: LabelMap) -> LabelMap:
+        """The same ids and names for another dataset, whose own map is `data`.
+
+        Classes are matched by name. Labels without names of their own (numbers in both, or text that this map has
+        as source ids) are matched by source id.
+        """
+        own = self._ids
+        nameless = all(name == str(source) for source, name in zip(data.sources, data.names, strict=True))
+        if nameless and all(source in own for source in data.sources):
+            found = {own[source]: source for source in data.sources if source is not None}
+        else:
+            ids = self.label2id
+            pairs = zip(data.names, data.sources, strict=True)
+            found = {ids[name]: source for name, source in pairs if name in ids}
+        return LabelMap(self.names, tuple(found.get(index) for index in range(len(self))), data.ignore_index)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` gives back an equal map, 1 and "1" still told apart."""
+        return {"names": list(self.names), "sources": list(self.sources), "ignore_index": self.ignore_index}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LabelMap:
+        return cls(tuple(values["names"]), tuple(values["sources"]), values.get("ignore_index"))
+
+
+def from_class_names(names: Sequence[str], ignore_index: int | None = None) -> LabelMap:
+    """The map of a ClassLabel feature: source ids 0, 1, ... in the order of its names."""
+    return LabelMap(tuple(names), tuple(range(len(names))), ignore_index)
+
+
+def from_values(values: Iterable[Source], ignore_index: int | None = None) -> LabelMap:
+    """The map of the values seen in the data: text in alphabetical order, numbers in theirs, false before true.
+
+    A label's name is its value as text.
+
+    Raises:
+        DataError: values of several types.
+    """
+    seen = {(type(value), value) for value in values if value != ignore_index or isinstance(value, bool)}
+    if len({kind for kind, _ in seen}) > 1:
+        raise DataError(f"the labels are of several types: {_listed([value for _, value in seen])}; use one type.")
+    sources = sorted(value for _, value in seen)
+    return LabelMap(tuple(str(source) for source in sources), tuple(sources), ignore_index)
+
+
+def from_recipe(
+    labels: list[str] | str | dict[int | str, str],
+    *,
+    folder: Path | None = None,
+    class_names: Sequence[str] | None = None,
+    kind: type = str,
+    ignore_index: int | None = None,
+) -> LabelMap:
+    """The map that the recipe's `data.labels` gives.
+
+    Args:
+        labels: the names; or {source id: name}; or a file of them, .txt (one name per line), .json or .yaml.
+        folder: where a file is also looked for.
+        class_names: the names that the data has for its ids 0, 1, ..., if it has names (ClassLabel).
+        kind: what a label in the data is: int, str or bool.
+
+    A list orders the classes: text labels are its names; numbers are positions in it, from 0 (for others, write
+    {id: name}). Where the data has names, names of the list are looked up among them, and if it has none of them, the
+    list renames all of the classes.
+
+    Raises:
+        DataError: a file that cannot be read, or labels that do not fit those of the data.
+    """
+    if isinstance(labels, str):
+        labels = _read(labels, folder)
+    if isinstance(labels, dict):
+        sources = [_as(kind, source, class_names) for source in labels]
+        return LabelMap(tuple(str(name) for name in labels.values()), tuple(sources), ignore_index)
+    names = tuple(str(name) for name in labels)
+    if class_names is not None:
+        known = {name: index for index, name in enumerate(class_names)}
+        if any(name in known for name in names):
+            for name in names:
+                if name not in known:
+                    near = did_you_mean(name, known)
+                    raise DataError(
+                        f"data.labels: the data has no class {name!r} ({_listed(class_names, False)}).{near}"
+                    )
+            return LabelMap(names, tuple(known[name] for name in names), ignore_index)
+        if len(names) != len(class_names):
+            raise DataError(
+                f"data.labels has {len(names)} names for the {len(class_names)} classes of the data "
+                f"({_listed(class_names, quote=False)})."
+            )
+    if kind is bool and len(names) != 2:
+        raise DataError(f"data.labels has {len(names)} names for the labels false and true.")
+    sources = names if kind is str else (False, True) if kind is bool else tuple(range(len(names)))
+    return LabelMap(names, sources, ignore_index)
+
+
+def _as(kind: type, source: int | str, class_names: Sequence[str] | None) -> Source:
+    if class_names is not None and isinstance(source, str) and source in class_names:
+        return list(class_names).index(source)
+    if kind is str:
+        return str(source)
+    text = str(source).strip().lower()
+    if kind is bool:
+        if text not in ("false", "true", "0", "1"):
+            raise DataError(f"data.labels: {source!r} is neither true nor false, as the labels of the data are.")
+        return text in ("true", "1")
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(f"data.labels: {source!r} is not a number, as the labels of the data are.") from None
+
+
+def _read(name: str, folder: Path | None) -> list[str] | dict[int | str, str]:
+    path = Path(name)
+    if not path.is_file() and folder is not None:
+        path = folder / name
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise DataError(f"data.labels: the file {name} cannot be read (a .txt, .json or .yaml in UTF-8).") from None
+    if path.suffix.lower() not in (".json", ".yaml", ".yml"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError):
+        raise DataError(f"data.labels: {name} is not valid {path.suffix[1:].upper()}.") from None
+    if not isinstance(values, (list, dict)) or not values:
+        raise DataError(f"data.labels: {name} must hold a list of names, or {{id: name}}.")
+    return values
+
+
+def _repeated(values: Iterable[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _listed(values: Sequence[Any], quote: bool = True) -> str:
+    shown = [repr(value) if quote else str(value) for value in list(values)[:10]]
+    return ", ".join(shown) + (", ..." if len(values) > 10 else "")

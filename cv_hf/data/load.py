@@ -1,0 +1,235 @@
+"""From the recipe's data section to splits that can be trained on."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from cv_hf.config import DataConfig
+from cv_hf.data import hub, imagefolder, table
+from cv_hf.data.detect import detect_format
+from cv_hf.data.findings import Findings
+from cv_hf.data.images import check_images, relative_name
+from cv_hf.data.labels import LabelMap
+from cv_hf.data.source import Source
+from cv_hf.data.splits import ROLES, check_split, choose_splits, hold_out, subset
+from cv_hf.errors import DataError
+from cv_hf.task import Task
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A dataset ready for training: canonical columns and `file` (a name to print), contiguous label ids.
+
+    Images are undecoded ({"path", "bytes"}); rows stay on disk or are paths only.
+    """
+
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    test: datasets.Dataset | None
+    labels: LabelMap
+    source: Source
+    findings: Findings
+
+
+def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], None] = print) -> Splits:
+    """Read a dataset and make it ready for training.
+
+    Args:
+        data: the recipe's data section.
+        task: gives the canonical columns, the labels and the strata.
+        seed: of what is held out and of `max_samples`.
+        echo: called with each line to print.
+
+    Raises:
+        DataError: the dataset or what the recipe says of it is wrong; or no sample is left to train or validate on.
+        HubError: the Hub failed.
+    """
+    findings = Findings()
+    source = read(data, task, [name for name in (data.splits or {}).values() if isinstance(name, str)], findings)
+    chosen, parts = choose_splits(list(source.splits), data.splits)
+    rows = {role: task.canonical(source.splits[name], data) for role, name in chosen.items()}
+    rows = _named(rows, chosen, source.root)
+    labels = task.label_map(rows, data)
+    if not len(labels):
+        raise DataError(f"{data.id}: no sample has a label.")
+    labelled = {}
+    for role, split in rows.items():
+        encoded = task.encode(split, labels)
+        missing = _unlabelled(encoded)
+        if role == "test" and len(missing) == len(encoded):
+            echo(f"data: the split {chosen['test']} has no labels, and is left out")
+            continue
+        labelled[role] = _without_unlabelled(encoded, missing, findings, data.on_bad_sample)
+    splits = _held_out(labelled, parts, task, seed, echo)
+    if data.max_samples is not None:
+        for role, split in splits.items():
+            if len(split) > data.max_samples:
+                splits[role] = split.select(subset(task.strata(split), data.max_samples, seed))
+    splits = {role: check_images(split, findings, data.on_bad_sample) for role, split in splits.items()}
+    for role in ("train", "validation"):
+        _refuse_empty(splits[role], role, data, findings)
+    if None not in (present := set(task.strata(splits["train"]))):
+        for name in labels.names:
+            if name not in present:
+                findings.add("class-without-samples", name)
+    sizes = ", ".join(f"{role} {len(splits[role])}" for role in ROLES if role in splits)
+    commit = f" at {source.commit[:8]}" if source.commit else ""
+    echo(f"data: {data.id}{commit}: {source.format}; {sizes}; {len(labels)} labels")
+    if len(findings):
+        echo(findings.summary())
+    return Splits(splits["train"], splits["validation"], splits.get("test"), labels, source, findings)
+
+
+def load_split(
+    data: DataConfig, task: Task, labels: LabelMap, split: str | None = None, echo: Callable[[str], None] = print
+) -> tuple[datasets.Dataset, Findings]:
+    """Read one split of a dataset for a model that has its labels already.
+
+    Args:
+        labels: the model's; the data's labels are matched by name, or by source id where the data has no names.
+        split: a split of the data, or train, validation or test by any usual name; None: test, else validation, else
+            the only one, the first of these that has labels.
+
+    Raises:
+        DataError: no such split, no sample with a label, or a label that the model does not have.
+        HubError: the Hub failed.
+    """
+    findings = Findings()
+    source = read(data, task, [], findings, split)
+    names = list(source.splits)
+    for name in _candidates(names, split):
+        rows = _named({"test": task.canonical(source.splits[name], data)}, {"test": name}, source.root)
+        encoded = task.encode(rows["test"], labels.with_sources_of(task.label_map(rows, data)))
+        missing = _unlabelled(encoded)
+        if len(missing) < len(encoded):
+            break
+    else:
+        raise DataError(f"{data.id}: no sample of {split or ', '.join(names)} has a label.")
+    encoded = _without_unlabelled(encoded, missing, findings, data.on_bad_sample)
+    if data.max_samples is not None and len(encoded) > data.max_samples:
+        encoded = encoded.select(range(data.max_samples))
+    encoded = check_images(encoded, findings, data.on_bad_sample)
+    _refuse_empty(encoded, name, data, findings)
+    echo(f"data: {data.id}: {source.format}; {name} {len(encoded)}")
+    if len(findings):
+        echo(findings.summary())
+    return encoded, findings
+
+
+def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings, split: str | None = None) -> Source:
+    """Detect the format of a dataset and read it, splits named in `wanted` among them.
+
+    Raises:
+        DataError: the dataset is missing, or of a format that the task does not read.
+        HubError: the Hub failed.
+    """
+    found = data.format or detect_format(data)
+    if found == "hub":
+        return hub.read(data.id, config=data.config, revision=data.revision)
+    if not Path(data.id).exists():
+        raise DataError(f"data.id: there is no file or folder {data.id}.")
+    if found == "imagefolder":
+        if split is not None and split in imagefolder.split_folders(Path(os.path.abspath(data.id))):
+            wanted = [*wanted, split]
+        return imagefolder.read(data.id, wanted, findings, data.on_bad_sample)
+    if found == "parquet":
+        return table.read(
+            data.id,
+            images=data.images,
+            column=data.columns.get("image"),
+            wanted=wanted,
+            findings=findings,
+            on_bad_sample=data.on_bad_sample,
+        )
+    raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads hub, imagefolder and parquet.")
+
+
+def _candidates(names: Sequence[str], split: str | None) -> list[str]:
+    if split is None and len(names) == 1:
+        return list(names)
+    roles, _ = choose_splits([*names, "train"] if "train" not in names else names)
+    if split is None:
+        if found := [roles[role] for role in ("test", "validation") if role in roles]:
+            return found
+        raise DataError(f"there is no test or validation split; name one with --split. Splits: {', '.join(names)}.")
+    return [
+        split if split in names else roles[split] if roles.get(split) in names else check_split(split, names, "split")
+    ]
+
+
+def _named(
+    rows: Mapping[str, datasets.Dataset], chosen: Mapping[str, str], root: Path | None
+) -> dict[str, datasets.Dataset]:
+    """Add the column `file`: the image's path in the dataset, or "train[12]" where it has none of its own."""
+    names = {}
+    for role, split in rows.items():
+        paths = [path for chunk in split.data.column("image").chunks for path in chunk.field("path").to_pylist()]
+        if split._indices is not None:
+            paths = [paths[index] for index in split._indices.column(0).to_pylist()]
+        names[role] = [relative_name(path, root) if path else None for path in paths]
+    counts = Counter(name for split in names.values() for name in split)
+    named = {}
+    for role, split in rows.items():
+        unique = [
+            f"{chosen[role]}[{index}]"
+            if name is None
+            else name
+            if counts[name] == 1
+            else f"{chosen[role]}[{index}] {name}"
+            for index, name in enumerate(names[role])
+        ]
+        named[role] = split.add_column("file", pa.array(unique, pa.string()), feature=datasets.Value("string"))
+    return named
+
+
+def _unlabelled(encoded: datasets.Dataset) -> list[int]:
+    for column in ("label", "labels"):
+        if column in encoded.column_names:
+            labels = encoded.select_columns(column).with_format("arrow")[:][column]
+            if not labels.null_count:
+                return []
+            return [index for index, value in enumerate(labels.is_null().to_pylist()) if value]
+    return []
+
+
+def _without_unlabelled(
+    encoded: datasets.Dataset, missing: Sequence[int], findings: Findings, on_bad_sample: str
+) -> datasets.Dataset:
+    if not missing:
+        return encoded
+    for name in encoded.select_columns("file").select(missing)["file"]:
+        findings.drop("missing-label", name, "", on_bad_sample)
+    gone = set(missing)
+    return encoded.select([index for index in range(len(encoded)) if index not in gone])
+
+
+def _held_out(
+    labelled: Mapping[str, datasets.Dataset],
+    parts: Mapping[str, int | float],
+    task: Task,
+    seed: int,
+    echo: Callable[[str], None],
+) -> dict[str, datasets.Dataset]:
+    splits = dict(labelled)
+    if not parts:
+        return splits
+    train = labelled["train"]
+    ordered = {role: parts[role] for role in ROLES if role in parts}
+    indices = hold_out(task.strata(train), ordered, seed)
+    for role, part in ordered.items():
+        amount = f"{part} of each label" if isinstance(part, int) else f"{part:g} of each label"
+        echo(f"data: {role} is held out of train: {len(indices[role])} samples, {amount}, seed {seed}")
+    return splits | {role: train.select(rows) for role, rows in indices.items()}
+
+
+def _refuse_empty(split: datasets.Dataset, role: str, data: DataConfig, findings: Findings) -> None:
+    if not len(split):
+        why = findings.summary().split("\n")[0]
+        raise DataError(f"{data.id}: no sample is left in {role}." + (f"\n{why}" if why else ""))

@@ -1,0 +1,246 @@
+"""Local tables: parquet, CSV, TSV, JSONL or JSON files, or a folder of them, with images embedded or as paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+
+from cv_hf.data.columns import find_image
+from cv_hf.data.findings import Findings
+from cv_hf.data.source import Source
+from cv_hf.data.splits import check_split, role_of
+from cv_hf.errors import DataError
+
+SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".json")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+def read(
+    id: str,
+    *,
+    images: str | None = None,
+    column: str | None = None,
+    wanted: Sequence[str] = (),
+    findings: Findings | None = None,
+    on_bad_sample: str = "skip",
+) -> Source:
+    """Read a table, or a folder of tables (train.csv, data/validation-00000-of-00002.parquet, test/0000.parquet).
+
+    Args:
+        id: the file or folder.
+        images: the folder that image paths start from; None: that of the table.
+        column: the image column, where it is not found by itself.
+        wanted: splits that must be there.
+        findings: filled with what was left out.
+        on_bad_sample: "skip" or "stop".
+
+    Raises:
+        DataError: no table, or one that cannot be read.
+    """
+    findings = Findings() if findings is None else findings
+    root = Path(os.path.abspath(id))
+    files = {"train": [root]} if root.is_file() else table_files(root)
+    if not files:
+        raise DataError(f"{id}: there are no tables in it ({', '.join(SUFFIXES)}).")
+    for name in wanted:
+        check_split(name, list(files))
+    base = Path(os.path.abspath(images)) if images else None
+    if base is not None and not base.is_dir():
+        raise DataError(f"data.images: there is no folder {images}.")
+    root = root.parent if root.is_file() else root
+    splits = {
+        name: with_image_paths(
+            _read_files(paths), base or paths[0].parent, column, findings, on_bad_sample, absolute=base is not None
+        )
+        for name, paths in files.items()
+    }
+    return Source(id, "parquet", splits, root=base or root)
+
+
+def read_metadata(
+    path: Path, split: str, root: Path, findings: Findings, on_bad_sample: str
+) -> dict[str, datasets.Dataset]:
+    """Read the metadata of a folder of images, whose `file_name` starts from that folder.
+
+    Returns:
+        {split: rows}; more than one split if the metadata stands above folders that are called as splits are.
+    """
+    rows = _read_files([path])
+    names = rows.features
+    if "file_name" not in names:
+        raise DataError(f"{path}: there is no column file_name among {', '.join(names)}.")
+    first = [Path(str(name)).parts[0] if name else "" for name in rows["file_name"]]
+    by_split = {split: rows}
+    if path.parent == root and first and all(role_of(name) for name in first):
+        by_split = {
+            name: rows.select([index for index, part in enumerate(first) if part == name])
+            for name in dict.fromkeys(first)
+        }
+    return {
+        name: with_image_paths(part, path.parent, "file_name", findings, on_bad_sample)
+        for name, part in by_split.items()
+    }
+
+
+def table_files(root: Path) -> dict[str, list[Path]]:
+    """The tables in a folder, in its folder `data` and in folders called as splits are: {split: files}."""
+    folders = [root, root / "data", *sorted(path for path in root.iterdir() if path.is_dir() and role_of(path.name))]
+    found = [
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix.lower() in SUFFIXES[:-1] and not path.name.startswith((".", "metadata."))
+    ]
+    for suffix in SUFFIXES:
+        files = [path for path in found if path.suffix.lower() == suffix]
+        if files:
+            break
+    else:
+        return {}
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        splits.setdefault(_split_of(path, root), []).append(path)
+    # One table whose name says nothing of a split is what there is to train on.
+    return {"train": files} if len(splits) == 1 and not role_of(next(iter(splits))) else splits
+
+
+def with_image_paths(
+    rows: datasets.Dataset,
+    base: Path,
+    column: str | None,
+    findings: Findings,
+    on_bad_sample: str,
+    absolute: bool = False,
+) -> datasets.Dataset:
+    """Turn a column of image paths into undecoded images with full paths.
+
+    Rows whose path leads out of `base` are dropped; an absolute path is refused unless `absolute`.
+    Embedded images stay as they are. A table without an image column is returned as it is.
+    """
+    try:
+        column = find_image(rows.features, {"image": column} if column else None)
+    except DataError:
+        if column:
+            raise
+        return rows
+    feature = rows.features[column]
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+        names = rows[column][:]
+        content: list[bytes | None] | None = None
+    elif isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary"):
+        return rows.cast_column(column, datasets.Image(decode=False))
+    elif isinstance(feature, (dict, datasets.Image)):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+        array = rows.data.column(column)
+        if not any(chunk.field("bytes").null_count for chunk in array.chunks):
+            return rows
+        content = [value["bytes"] if value else None for value in array.to_pylist()]
+        names = [value["path"] if value else None for value in array.to_pylist()]
+    else:
+        raise DataError(f"column {column!r} holds neither images nor paths of images.")
+    kept, paths = [], []
+    inside = _Inside(base, absolute)
+    for index, name in enumerate(names):
+        if name is None or (content is not None and content[index] is not None):
+            path = name
+        elif (path := inside(str(name))) is None:
+            findings.drop("path-outside", str(name), "the path leads out of the dataset's folder", on_bad_sample)
+            continue
+        kept.append(index)
+        paths.append(path)
+    kept_content = [None if content is None else content[index] for index in kept]
+    images = pa.StructArray.from_arrays(
+        [pa.array(kept_content, pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
+    )
+    rows = rows if len(kept) == len(rows) else rows.select(kept)
+    return rows.remove_columns(column).add_column(column, images, feature=datasets.Image(decode=False))
+
+
+class _Inside:
+    """Resolves paths from a folder that they must not leave; links are followed once per folder and file."""
+
+    def __init__(self, base: Path, absolute: bool) -> None:
+        self.base, self.absolute = os.path.abspath(base), absolute
+        self.real = os.path.realpath(base)
+        self.folders: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> str | None:
+        if os.path.isabs(name) and not self.absolute:
+            return None
+        path = os.path.normpath(os.path.join(self.base, name))
+        if not path.startswith(self.base.rstrip(os.sep) + os.sep):
+            return None
+        folder = os.path.dirname(path)
+        if folder not in self.folders:
+            self.folders[folder] = self._holds(folder)
+        if not self.folders[folder] or (os.path.islink(path) and not self._holds(path)):
+            return None
+        return path
+
+    def _holds(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return real == self.real or real.startswith(self.real.rstrip(os.sep) + os.sep)
+
+
+def _split_of(path: Path, root: Path) -> str:
+    stem = re.sub(r"-\d+-of-\d+.*$", "", path.stem)
+    for candidate in (stem, *re.split(r"[-_. ]", stem), path.parent.name if path.parent != root else ""):
+        if role_of(candidate):
+            return candidate
+    return stem
+
+
+def _read_files(paths: Sequence[Path]) -> datasets.Dataset:
+    where = str(paths[0])
+    try:
+        if paths[0].suffix.lower() == ".parquet":
+            rows = datasets.load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
+        else:
+            parts = []
+            for path in paths:
+                where = str(path)
+                parts.append(_read_rows(path))
+            rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    except DataError:
+        raise
+    except Exception as error:  # each parser has its own tree of errors
+        reason = str(error.__cause__ or error).splitlines()[0][:200]
+        raise DataError(f"{where}: the table cannot be read ({reason}).") from None
+    if not len(rows):
+        raise DataError(f"{where}: the table has no rows.")
+    return rows
+
+
+def _read_rows(path: Path) -> datasets.Dataset:
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        # "NA" and "None" are labels like others; only an empty cell has no value.
+        table = pd.read_csv(
+            path, sep="\t" if suffix == ".tsv" else ",", keep_default_na=False, na_values=[""], low_memory=False
+        )
+        return datasets.Dataset.from_pandas(table, preserve_index=False)
+    rows: list[Any] = []
+    with open(path, encoding="utf-8-sig") as lines:
+        if suffix == ".json":
+            rows = json.load(lines)
+            if not isinstance(rows, list):
+                raise DataError(f"{path}: a table in JSON is a list of rows, [{{...}}, {{...}}].")
+        else:
+            for number, line in enumerate(lines, 1):
+                try:
+                    rows += [json.loads(line)] if line.strip() else []
+                except ValueError as error:
+                    raise DataError(f"{path}: line {number} is not valid JSON ({error}).") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: every row must be {{column: value}}.")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
