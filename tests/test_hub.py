@@ -221,6 +221,16 @@ def test_listing_goes_over_all_pages(hub: LoopbackHub, api: HfApi) -> None:
         list(api.list_repo_tree("alice/d", "missing", repo_type="dataset"))
 
 
+def test_id_without_user(hub: LoopbackHub, api: HfApi, tmp_path: Path) -> None:
+    hub.add_repo("beans", type="dataset", files={"data/train.txt": b"bean"})
+    assert api.dataset_info("beans", revision="main").sha == api.dataset_info("beans").sha
+    assert api.list_repo_files("beans", repo_type="dataset") == [".gitattributes", "data/train.txt"]
+    path = api.hf_hub_download("beans", "data/train.txt", repo_type="dataset", cache_dir=tmp_path)
+    assert read(path) == b"bean"
+    with pytest.raises(RepositoryNotFoundError):
+        api.model_info("beans")
+
+
 def test_file_system_reads_ranges(hub: LoopbackHub) -> None:
     hub.add_repo("alice/d", type="dataset", private=True, files={"data/w.bin": HUGE, "a.txt": b"text"})
     files = HfFileSystem(endpoint=hub.url, token="hf_alice", skip_instance_cache=True)
@@ -269,7 +279,7 @@ def test_passing_failures(hub: LoopbackHub, api: HfApi, status: int, headers: di
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 413, 500])
 def test_refused_commit_changes_nothing(hub: LoopbackHub, api: HfApi, status: int) -> None:
     api.create_repo("alice/m")
-    hub.fault("POST", "/commit/", status=status, headers={"X-Error-Message": "Out of order"})
+    hub.fault("POST", "/commit/", status=status, message="Out of order")
     with pytest.raises(HfHubHTTPError, match="Out of order") as error:
         api.create_commit("alice/m", adding({"a.txt": b"a"}), commit_message="Add")
     assert error.value.response.status_code == status

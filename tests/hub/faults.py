@@ -6,7 +6,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Fault:
-    """A planned failure of the requests whose method and path match; see `LoopbackHub.fault`."""
+    """A planned failure of the requests that match.
+
+    Attributes:
+        method: GET, HEAD, POST, PUT, DELETE; None for any.
+        path: regular expression searched in the unquoted path. A large file's download is a GET of
+            /lfs/SHA256/its-name, its upload a PUT to /lfs/SHA256 or, in parts, to /lfs/SHA256/part/N.
+        times: how many requests fail; None for all.
+        status: answer this status, with `message` and `headers` (X-Error-Code: GatedRepo, Retry-After: 1, ...).
+        delay: seconds to wait before going on.
+        cut_after: hang up after so many bytes of the body: of a GET's answer, of a PUT's or POST's request.
+        truncate_to: answer a GET with so many bytes of its body and a matching Content-Length.
+        alter: change the last byte of the body, the length kept.
+        hits: how many requests have failed by now.
+    """
 
     method: str | None = None
     path: str = ""
@@ -41,5 +54,4 @@ class Fault:
 
 
 def altered(content: bytes) -> bytes:
-    """The same length, the last byte changed."""
     return content[:-1] + bytes([content[-1] ^ 0xFF]) if content else content

@@ -93,7 +93,8 @@ def whoami(http: Handler) -> None:
         raise HubError(401, "Invalid username or password.")
     access: dict[str, Any] = {"displayName": "tests", "role": token.role}
     if token.role == "fineGrained":
-        kinds = {token.user: "user", **dict.fromkeys(token.orgs, "org")}
+        kinds = {repo_id: kind for kind, repo_id in http.hub.store.repositories}
+        kinds |= {token.user: "user", **dict.fromkeys(token.orgs, "org")}
         scoped = [
             {"entity": {"_id": name, "type": kinds.get(name, "model"), "name": name}, "permissions": list(granted)}
             for name, granted in token.permissions.items()

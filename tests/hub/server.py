@@ -87,7 +87,8 @@ class LoopbackHub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
             **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "0"),
-            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), self.url),
+            **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), self.url),
+            **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), self.url),
             **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
         }
 
@@ -136,33 +137,9 @@ class LoopbackHub:
                 return self.store.repositories[known, repo_id]
         raise KeyError(f"the hub holds no {type or 'repository'} {repo_id}")
 
-    def fault(
-        self,
-        method: str | None = None,
-        path: str = "",
-        *,
-        times: int | None = 1,
-        status: int | None = None,
-        message: str = "",
-        headers: Mapping[str, str] | None = None,
-        delay: float = 0.0,
-        cut_after: int | None = None,
-        truncate_to: int | None = None,
-        alter: bool = False,
-    ) -> Fault:
-        """Make the next `times` (None: all) matching requests fail; `hits` of the answer counts those that did.
-
-        Args:
-            method: GET, HEAD, POST, PUT, DELETE; None for any.
-            path: regular expression searched in the unquoted path. A large file's download is a GET of
-                /lfs/SHA256/its-name, its upload a PUT to /lfs/SHA256 or, in parts, /lfs/SHA256/part/N.
-            status: answer this status, with `message` and `headers` (X-Error-Code: RepoNotFound, Retry-After: 1, ...).
-            delay: seconds to wait before going on.
-            cut_after: hang up after so many bytes of the body: of a GET's answer, of a PUT's or POST's request.
-            truncate_to: answer a GET with so many bytes of its body and a matching Content-Length.
-            alter: change a byte of the body, the length kept.
-        """
-        fault = Fault(method, path, times, status, message, dict(headers or {}), delay, cut_after, truncate_to, alter)
+    def fault(self, method: str | None = None, path: str = "", **how: Any) -> Fault:
+        """Make the next matching requests fail, `how` as the fields of `Fault` say; its `hits` counts them."""
+        fault = Fault(method, path, **how)
         self.faults.append(fault)
         return fault
 
