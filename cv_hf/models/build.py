@@ -34,6 +34,9 @@ from cv_hf.errors import CvHfError, HubError, ModelError, did_you_mean
 from cv_hf.models.image_size import change_image_size
 from cv_hf.models.parts import head_parameters, output_parameters
 
+_LABELS = {"labels", "mask_labels", "class_labels"}
+# Types that Transformers has for pretraining only, and the type that its encoder is.
+_ENCODER_TYPES = {"vit_mae": "vit"}
 _FROM_DATA = ("num_labels", "id2label", "label2id")
 # huggingface_hub's HTTP client has changed (requests, httpx, ...); its base error stands behind the Hub's own.
 _ClientError = HfHubHTTPError.__bases__[0]
@@ -90,6 +93,7 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
             model.id, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
         commit = getattr(config, "_commit_hash", None)
+        config = _encoder_config(config)
         loader = _model_class(model, config, auto_class)
         source = {"revision": commit or model.revision, "trust_remote_code": model.trust_remote_code}
         _require_safetensors(model, config, commit or model.revision)
@@ -107,11 +111,21 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
                 **source,
             )
     report = _check(loaded, info, model.id)
+    if "id2label" in fields and not output_parameters(loaded):
+        raise ModelError(f"{model.id}: {type(loaded).__name__} has no output layer of one value per class to replace.")
     if len(old_labels) == loaded.config.num_labels and old_labels != _labels(loaded.config):
         report = _renew_outputs(loaded, report)
     if model.image_size is not None:
         loaded, processor = change_image_size(loaded, processor, model.image_size)
     return Built(loaded, processor, report, commit)
+
+
+def _encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    if config.model_type not in _ENCODER_TYPES:
+        return config
+    encoder = AutoConfig.for_model(_ENCODER_TYPES[config.model_type])
+    known = encoder.to_dict().keys() - {"model_type", "architectures"}
+    return type(encoder).from_dict({name: value for name, value in config.to_dict().items() if name in known})
 
 
 def _model_class(model: ModelConfig, config: PreTrainedConfig, auto_class: str) -> Any:
@@ -128,15 +142,20 @@ def _model_class(model: ModelConfig, config: PreTrainedConfig, auto_class: str) 
             f"Those that have one: {', '.join(some)} and {len(known) - len(some)} more."
         )
     classes = mapping[type(config)]
-    if not isinstance(classes, (list, tuple)):
-        return classes
+    classes = classes if isinstance(classes, (list, tuple)) else (classes,)
     # DeiT's and LeViT's "WithTeacher" classes take no labels: their second head is for inference only.
-    trainable = [cls for cls in classes if "labels" in inspect.signature(cls.forward).parameters]
-    named = [cls for cls in trainable if cls.__name__ in (config.architectures or ())]
-    return (named or trainable or classes)[0]
+    trainable = [cls for cls in classes if _LABELS & inspect.signature(cls.forward).parameters.keys()]
+    if not trainable:
+        raise ModelError(
+            f"{model.id}: {classes[0].__name__} cannot be trained: its forward() takes no labels and returns no loss."
+        )
+    return next((cls for cls in trainable if cls.__name__ in (config.architectures or ())), trainable[0])
 
 
 def _apply(config: PreTrainedConfig, overrides: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    if "id2label" in fields:
+        # Most configurations count id2label; PvtConfig has a number of its own.
+        config.num_labels = len(fields["id2label"])
     for name, value in fields.items():
         setattr(config, name, value)
     for stale in ("label_names", "label_descriptions"):

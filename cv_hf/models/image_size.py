@@ -1,7 +1,221 @@
-"""Give a pretrained model another input size, so that checkpoint and image processor agree on it."""
+"""Give a pretrained model another input size, so that the saved checkpoint and image processor agree on it."""
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-def change_image_size(model, processor, size):
-    raise NotImplementedError
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from cv_hf.errors import ModelError
+from cv_hf.models.pixels import output_sizes
+
+_MAX_TOKENS = 16  # class, distillation and register tokens that may precede the grid in a position table
+
+
+def change_image_size(
+    model: PreTrainedModel, processor: Any, size: int | tuple[int, int]
+) -> tuple[PreTrainedModel, Any]:
+    """Return the model and the processor for images of `size`, an edge or (height, width) in pixels.
+
+    The model is built anew at the new size; tables of positions are interpolated (bicubic, as in Dosovitskiy et al.,
+    "An Image is Worth 16x16 Words", 2021), all other weights are kept.
+
+    Raises:
+        ModelError: the model or the processor cannot work at that size.
+    """
+    new = (size, size) if isinstance(size, int) else tuple(size)
+    shown = "x".join(map(str, new))
+    old = output_sizes(processor, [(64, 64)])
+    if old is None:
+        raise ModelError(f"model.image_size: {type(processor).__name__} does not make images of one size.")
+    processor = _resized_processor(processor, old[0], new)
+    if processor is None:
+        raise ModelError(f"model.image_size: the model's image processor cannot be set to always give {shown}.")
+    before = _built_size(model) or old[0]
+    config = _resized_config(model, new)
+    try:
+        resized = type(model)(config)
+        _copy_weights(model, resized, before, new)
+        return _tried(resized, new), processor
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    try:
+        # DINOv2 is built for squares only, but interpolates its positions by itself at every forward pass.
+        return _tried(model, new), processor
+    except Exception:
+        raise ModelError(f"model.image_size: {type(model).__name__} cannot take {shown} images ({reason}).") from None
+
+
+@torch.no_grad()
+def _tried(model: PreTrainedModel, size: tuple[int, int]) -> PreTrainedModel:
+    model.eval()(**{model.main_input_name: torch.zeros(1, 3, *size)})
+    return model
+
+
+def _image_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the part of the configuration that describes the image encoder."""
+    return getattr(config, "vision_config", config)
+
+
+def _built_size(model: PreTrainedModel) -> tuple[int, int] | None:
+    """Return the image size (height, width) that the model's tables were made for, when it says."""
+    if model.config.model_type == "timm_wrapper":
+        size = getattr(getattr(model.timm_model, "patch_embed", None), "img_size", None)
+    else:
+        size = getattr(_image_config(model.config), "image_size", None)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _resized_config(model: PreTrainedModel, size: tuple[int, int]) -> PreTrainedConfig:
+    config = copy.deepcopy(model.config)
+    if config.model_type == "timm_wrapper":
+        config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, *size]}
+        if "img_size" in inspect.signature(type(model.timm_model).__init__).parameters:
+            config.model_args = {**(config.model_args or {}), "img_size": list(size)}
+        return config
+    part = _image_config(config)
+    current = getattr(part, "image_size", None)
+    if current is not None:
+        square = size[0] == size[1] and isinstance(current, int)
+        try:
+            part.image_size = size[0] if square else list(size)
+        except StrictDataclassError:
+            raise ModelError(f"model.image_size: {type(config).__name__} takes square images only.") from None
+    return config
+
+
+def _copy_weights(
+    old: PreTrainedModel, new: PreTrainedModel, old_size: tuple[int, int], new_size: tuple[int, int]
+) -> None:
+    state = new.state_dict()
+    parameters = {name for name, _ in old.named_parameters()}
+    for name, tensor in old.state_dict().items():
+        is_index = not tensor.is_floating_point() and not name.endswith("num_batches_tracked")
+        if state[name].shape == tensor.shape and not is_index:
+            state[name] = tensor
+        elif name in parameters:
+            patches = _patch_sizes(old)
+            state[name] = _interpolate(name, tensor, state[name].shape, old_size, new_size, patches)
+    new.load_state_dict(state)
+
+
+def _patch_sizes(model: PreTrainedModel) -> set[int]:
+    patch = getattr(_image_config(model.config), "patch_size", None)
+    if model.config.model_type == "timm_wrapper":
+        patch = getattr(getattr(model.timm_model, "patch_embed", None), "patch_size", None)
+    return {patch} if isinstance(patch, int) else set(patch or ())
+
+
+def _interpolate(
+    name: str,
+    table: torch.Tensor,
+    shape: torch.Size,
+    old_size: tuple[int, int],
+    new_size: tuple[int, int],
+    patches: set[int],
+) -> torch.Tensor:
+    """Resample a table of positions (..., tokens, channels) or of relative positions (offsets, heads)."""
+    readings = list(_readings(table.shape, shape, old_size, new_size))
+    if not readings:
+        raise ModelError(f"model.image_size: {name} {tuple(table.shape)} cannot be resampled to {tuple(shape)}.")
+
+    def doubt(reading: _Reading) -> tuple[bool, bool, int]:
+        return reading.patch not in patches, any(edge % reading.patch for edge in old_size), reading.extra
+
+    axis, is_relative, extra, patch = min(readings, key=doubt)
+    if any(edge % patch for edge in new_size):
+        raise ModelError(f"model.image_size: {new_size[0]}x{new_size[1]} is not a multiple of the patch size {patch}.")
+    old_grid, new_grid = ([edge // patch for edge in size] for size in (old_size, new_size))
+    if is_relative:
+        old_grid, new_grid = ([2 * edge - 1 for edge in grid] for grid in (old_grid, new_grid))
+    rows = table.movedim(axis, 0)
+    # A position table begins with its extra tokens; a relative one ends with the offsets to and from them.
+    count = len(rows) - extra
+    grid, rest = (rows[:count], rows[count:]) if is_relative else (rows[extra:], rows[:extra])
+    image = grid.flatten(1).T.reshape(1, -1, *old_grid)
+    image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
+    grid = image.flatten(2)[0].T.reshape(-1, *grid.shape[1:])
+    return torch.cat([grid, rest] if is_relative else [rest, grid]).movedim(0, axis)
+
+
+class _Reading(NamedTuple):
+    """How a table may have grown with the image: along which axis, and what its rows are."""
+
+    axis: int
+    is_relative: bool
+    extra: int
+    patch: int
+
+
+def _readings(
+    old: torch.Size, new: torch.Size, old_size: tuple[int, int], new_size: tuple[int, int]
+) -> Iterator[_Reading]:
+    changed = [axis for axis in range(len(old)) if old[axis] != new[axis]]
+    if len(old) != len(new) or len(changed) != 1:
+        return
+    axis = changed[0]
+    for patch in range(1, min(*old_size, *new_size) + 1):
+        grids = [(h // patch, w // patch) for h, w in (old_size, new_size)]
+        for is_relative in (False, True):
+            before, after = ((2 * h - 1) * (2 * w - 1) if is_relative else h * w for h, w in grids)
+            extra = old[axis] - before
+            if 0 <= extra <= _MAX_TOKENS and extra == new[axis] - after:
+                yield _Reading(axis, is_relative, extra, patch)
+
+
+def _resized_processor(processor: Any, old: tuple[int, int], new: tuple[int, int]) -> Any | None:
+    """Return a processor that makes `new` of an image of any aspect ratio, resizing and cropping as before."""
+    settings = processor.to_dict()
+    if "data_config" in settings:  # timm's, which is saved with the model
+        data = {**settings["data_config"], "input_size": (3, *new)}
+        candidates = [type(processor)(pretrained_cfg=data, architecture=settings.get("architecture"))]
+    else:
+        candidates = [_with_sizes(processor, sizes) for sizes in _candidate_sizes(settings, old, new)]
+    for candidate in candidates:
+        try:
+            made = output_sizes(candidate)
+        except Exception:
+            # Each processor class refuses in its own way the kinds of size that it does not know.
+            continue
+        if made is not None and set(made) == {new}:
+            return candidate
+    return None
+
+
+def _with_sizes(processor: Any, sizes: dict[str, Any]) -> Any:
+    return type(processor).from_dict({**processor.to_dict(), **sizes})
+
+
+def _candidate_sizes(settings: dict[str, Any], old: tuple[int, int], new: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Yield new size settings: everything scaled alike, so that the share of the image that is cropped stays."""
+    growth = max(new[0] / old[0], new[1] / old[1])
+
+    def scaled(value: Any) -> Any:
+        if isinstance(value, dict):
+            edges = {"height": new[0] / old[0], "width": new[1] / old[1]}
+            return {
+                name: None if edge is None else round(edge * edges.get(name, growth)) for name, edge in value.items()
+            }
+        return round(value * growth) if isinstance(value, int) else value
+
+    names = [name for name in ("size", "crop_size", "resize_short", "pad_size") if settings.get(name)]
+    yield {name: scaled(settings[name]) for name in names}
+    exact = {"height": new[0], "width": new[1]}
+    if settings.get("do_center_crop"):
+        short = {"shortest_edge": round(max(new) * _short(settings["size"], max(old)) / max(old))}
+        yield {"size": short, "crop_size": exact}
+    yield {"size": exact, "do_center_crop": False}
+
+
+def _short(size: dict[str, int], default: int) -> int:
+    return size.get("shortest_edge") or min((size.get("height") or default, size.get("width") or default))

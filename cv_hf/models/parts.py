@@ -29,7 +29,7 @@ NO_DECAY = (
 def output_parameters(model: PreTrainedModel) -> set[str]:
     """Return the names of the parameters whose shape follows from the number of labels."""
     config = copy.deepcopy(model.config)
-    config.id2label = {index: str(index) for index in range(model.config.num_labels + 1)}
+    config.num_labels = model.config.num_labels + 1
     with torch.device("meta"), meta_device_safe_creation_ops():
         wider = type(model)(config)
     shapes = {name: parameter.shape for name, parameter in wider.named_parameters()}
