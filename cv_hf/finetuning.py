@@ -28,6 +28,7 @@ from cv_hf.training import (
     TrainSamples,
     choose_metric,
     collate_train,
+    data_seed,
     describe,
     evaluate,
     newest_checkpoint,
@@ -118,7 +119,7 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     record = recorder(splits.findings, recipe.data.on_bad_sample)
     pixels = pixel_map(built.processor)
     augment = build_augment(
-        recipe.augment or [], pixels.size if pixels else None, arguments.data_seed or arguments.seed
+        recipe.augment or [], pixels.size if pixels else None, data_seed(arguments)
     )
     # Only where the augmentations end at the model's size can the processor's resizing be left out.
     whole_processor = pixels is None or augment.size is None
@@ -132,9 +133,9 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
             labels=splits.labels,
             processor=built.processor if whole_processor else None,
         ),
+        eval_dataset=EvalSamples(splits.validation, built.processor),
         score=partial(
             evaluate,
-            samples=EvalSamples(splits.validation, built.processor),
             task=task,
             labels=splits.labels,
             batch_size=recipe.eval.batch_size,

@@ -13,7 +13,7 @@ import torch
 
 from cv_hf import publish
 from cv_hf.config import DataConfig, ModelConfig
-from cv_hf.data import IMAGE_SUFFIXES, Findings, LabelMap, decode, load_split
+from cv_hf.data import Findings, LabelMap, decode, from_class_names, image_suffixes, load_split
 from cv_hf.errors import DataError, ModelError
 from cv_hf.models import build_model
 from cv_hf.task import Task
@@ -58,7 +58,7 @@ def load_trained(model_id: str | Path, task: str | None = None) -> Trained:
     if "labels" in notes:
         labels = LabelMap.from_dict(notes["labels"])
     else:
-        labels = LabelMap.from_names([name for _, name in sorted(built.model.config.id2label.items())])
+        labels = from_class_names([name for _, name in sorted(built.model.config.id2label.items())])
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return Trained(model_id, known, built.model.eval().to(device), built.processor, labels)
 
@@ -177,10 +177,11 @@ def images_dataset(paths: Sequence[str | Path]) -> datasets.Dataset:
     Raises:
         DataError: a path that is not there, or no image among them.
     """
+    suffixes = image_suffixes()
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
         elif path.is_file():
             files.append(path)
         else:

@@ -4,7 +4,7 @@ from cv_hf.data.columns import find_column
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import CODES, Findings
 from cv_hf.data.images import Header, UnreadableImage, check_images, decode, image_suffixes, read_header
-from cv_hf.data.labels import LabelMap
+from cv_hf.data.labels import LabelMap, from_class_names
 from cv_hf.data.load import Splits, load_split, load_splits
 from cv_hf.data.source import Source
 
@@ -20,6 +20,7 @@ __all__ = [
     "decode",
     "detect_format",
     "find_column",
+    "from_class_names",
     "image_suffixes",
     "load_split",
     "load_splits",

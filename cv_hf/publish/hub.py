@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -17,7 +16,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from cv_hf.errors import CvHfError, DataError, HubError
+from cv_hf.errors import CvHfError, DataError, HubError, causes
 
 # A push takes these and nothing else, whatever a user or a tool has left in the folder.
 _SUFFIXES = {".json", ".safetensors", ".md", ".yaml", ".txt", ".model", ".png"}
@@ -93,17 +92,23 @@ def _hub(doing: str, retry: str) -> Iterator[None]:
         yield
     except CvHfError:
         raise
-    except LocalTokenNotFoundError:
-        raise HubError(f"{doing}: there is no token. Run `hf auth login` or set HF_TOKEN, then: {retry}") from None
-    except OfflineModeIsEnabled:
-        raise HubError(f"{doing}: HF_HUB_OFFLINE is set. Unset it, then: {retry}") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        reason = (error.server_message or str(error)).splitlines()[0][:160]
-        raise HubError(f"{doing}: the Hub answered {status} ({reason}).\nNothing is lost. To retry: {retry}") from None
-    except (httpx.HTTPError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise HubError(f"{doing}: the Hub cannot be reached ({reason}).\nNothing is lost. To retry: {retry}") from None
+    except Exception as error:
+        raise HubError(f"{doing}: {_reason(error)}.\nNothing is lost. To go on: {retry}") from None
+
+
+def _reason(error: Exception) -> str:
+    # A failed upload arrives as a RuntimeError around what the Hub answered.
+    chain = causes(error)
+    for cause in chain:
+        if isinstance(cause, LocalTokenNotFoundError):
+            return "there is no token; run `hf auth login` or set HF_TOKEN"
+        if isinstance(cause, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set; unset it"
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            message = (cause.server_message or str(cause)).strip().splitlines() or [""]
+            return f"the Hub answered {cause.response.status_code} ({message[0][:160]})"
+    message = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
+    return f"the Hub cannot be reached ({message[0][:160]})"
 
 
 def _full_name(repo_id: str, user: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cv_hf.training.arguments import choose_metric, describe, resolve, training_arguments
+from cv_hf.training.arguments import choose_metric, data_seed, describe, resolve, training_arguments
 from cv_hf.training.evaluation import evaluate, forward, recorder
 from cv_hf.training.samples import EvalSamples, TrainSamples, collate_train
 from cv_hf.training.trainer import LogFile, Progress, Trainer, newest_checkpoint
@@ -15,6 +15,7 @@ __all__ = [
     "Trainer",
     "choose_metric",
     "collate_train",
+    "data_seed",
     "describe",
     "evaluate",
     "forward",

@@ -102,6 +102,11 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
     return arguments
 
 
+def data_seed(arguments: TrainingArguments) -> int:
+    """The seed of shuffling and augmentation: `data_seed`, else `seed`."""
+    return arguments.seed if arguments.data_seed is None else arguments.data_seed
+
+
 def precision(given: Mapping[str, Any], accelerated: bool) -> dict[str, bool]:
     """Mixed precision that this hardware computes natively, unless the recipe chooses."""
     if given.get("bf16") is not None or given.get("fp16") is not None:

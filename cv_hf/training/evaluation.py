@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from cv_hf.data import Findings, LabelMap
+from cv_hf.data import CODES, Findings, LabelMap
 from cv_hf.task import Task
 from cv_hf.training.samples import EvalGroup, EvalSamples, collate_eval
 
@@ -105,12 +105,13 @@ def forward(
 
 
 def recorder(findings: Findings, on_bad_sample: str) -> Callable[[Sequence[tuple[str, str, str]]], None]:
-    """Add what is found to `findings`; with "stop", the first sample that had to be dropped ends the run."""
+    """Count what is found; with "stop", the first sample that had to be dropped raises DataError."""
 
     def record(found: Sequence[tuple[str, str, str]]) -> None:
         for code, name, reason in found:
-            findings.add(code, name, reason)
-            if on_bad_sample == "stop":
-                findings.raise_if_dropped(code, name, reason)
+            if CODES[code].severity == "dropped":
+                findings.drop(code, name, reason, on_bad_sample)
+            else:
+                findings.add(code, name, reason)
 
     return record

@@ -58,7 +58,7 @@ class TrainSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
+        index = key[1]
         findings: list[tuple[str, str, str]] = []
         for offset in range(min(len(self), _SUBSTITUTES)):
             row = self.dataset[(index + offset) % len(self)]
@@ -169,5 +169,5 @@ def _decoded(row: Mapping[str, Any]) -> tuple[Any, list[tuple[str, str, str]]]:
     try:
         image, codes = decode(row["image"])
     except UnreadableImage as error:
-        return None, [("unreadable", row["file"], str(error))]
+        return None, [(error.code, row["file"], error.reason)]
     return image, [(code, row["file"], "") for code in codes]

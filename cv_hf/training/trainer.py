@@ -18,14 +18,15 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from cv_hf.errors import DataError
 from cv_hf.models import PixelMap, head_parameters
-from cv_hf.training.samples import EpochSampler
+from cv_hf.training.arguments import data_seed
+from cv_hf.training.samples import EpochSampler, EvalSamples
 
 
 class Trainer(transformers.Trainer):
     """What a vision recipe needs beyond transformers.Trainer.
 
     Args:
-        score: (model) -> metrics of the validation split; called whenever an evaluation is due.
+        score: (model, samples) -> metrics; called with the evaluation dataset whenever an evaluation is due.
         record: told the findings that travel with training batches.
         pixels: turns the uint8 `pixel_values` of a batch into what the model takes, on its device; None when the
             batches come from the processor.
@@ -36,7 +37,7 @@ class Trainer(transformers.Trainer):
     def __init__(
         self,
         *,
-        score: Callable[[torch.nn.Module], dict[str, Any]],
+        score: Callable[[torch.nn.Module, EvalSamples], dict[str, Any]],
         record: Callable[[Sequence[tuple[str, str, str]]], None],
         pixels: PixelMap | None,
         backbone_lr: float | None,
@@ -57,8 +58,7 @@ class Trainer(transformers.Trainer):
             self.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._sampler = EpochSampler(len(self.train_dataset), seed)
+        self._sampler = EpochSampler(len(self.train_dataset), data_seed(self.args))
         return self._sampler
 
     def _run_epoch(self, **arguments: Any) -> None:
@@ -110,7 +110,7 @@ class Trainer(transformers.Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, Any]:
-        metrics = self.score(self.model)
+        metrics = self.score(self.model, eval_dataset or self.eval_dataset)
         scalars = {
             f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, int | float)
         }
