@@ -78,7 +78,7 @@ def type_name(feature: Any) -> str:
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         return f"list of {type_name(feature.feature)}"
     if isinstance(feature, datasets.Value):
-        return feature.dtype
+        return feature.dtype.removeprefix("large_")
     return "struct" if isinstance(feature, dict) else type(feature).__name__
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 
 from cv_hf.config import DataConfig
 from cv_hf.data.imagefolder import metadata_of
 from cv_hf.data.images import image_suffixes
-from cv_hf.data.splits import role_of
 from cv_hf.data.table import SUFFIXES, table_files
 from cv_hf.errors import DataError
 
@@ -28,7 +28,7 @@ def detect_format(data: DataConfig) -> str:
     if path.is_file():
         return _format_of_file(path)
     if path.is_dir():
-        return _format_of_folder(path)
+        return _format_of_folder(path, data)
     if looks_like_a_path(data.id):
         raise DataError(f"data.id: there is no file or folder {data.id}.{_near(path)}")
     return "hub"
@@ -82,7 +82,7 @@ def _format_of_json(path: Path) -> str | None:
     return "coco" if named("images") and (named("annotations") or named("categories") or named("info")) else None
 
 
-def _format_of_folder(path: Path) -> str:
+def _format_of_folder(path: Path, data: DataConfig) -> str:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         raise DataError(
             f"data.id: {path} was written by save_to_disk.\n"
@@ -105,10 +105,7 @@ def _format_of_folder(path: Path) -> str:
         return "parquet"
     if metadata_of(path) or any(metadata_of(folder) for folder in folders):
         return "imagefolder"
-    # A table beside one folder of images describes them; beside folders of classes it is a stray file.
-    classes = [folder for folder in folders if not role_of(folder.name) and folder.name.lower() not in _IMAGE_FOLDERS]
-    nested = any(entry.is_dir() for folder in folders if role_of(folder.name) for entry in folder.iterdir())
-    if tables and not nested and not any(_holds_images(folder) for folder in classes):
+    if tables and (data.images or not folders or any(_names_images(file) for file in tables)):
         return "parquet"
     if folders:
         return "imagefolder"
@@ -117,6 +114,14 @@ def _format_of_folder(path: Path) -> str:
             f"data.id: {path} holds images, but no labels: no folders of classes, no metadata.csv, no table."
         )
     raise DataError(f"data.id: {path} holds nothing that is read: no folders of images, no tables.")
+
+
+def _names_images(table: Path) -> bool:
+    """Whether the first rows of a table hold the path of a file beside it: a stray table among folders does not."""
+    with open(table, encoding="utf-8-sig", errors="replace") as text:
+        first = [text.readline() for _ in range(5)]
+    cells = {cell.strip() for line in first for cell in re.split(r'[,;\t"]', line)}
+    return any((table.parent / cell).is_file() for cell in cells if Path(cell).suffix.lower() in image_suffixes())
 
 
 def _holds_images(folder: Path) -> bool:

@@ -70,7 +70,11 @@ def split_folders(root: Path) -> dict[str, Path]:
     A folder called `train` (or val, test, ...) is a split if it holds folders or metadata, and a class if it
     holds images.
     """
-    holding = {path.name: path for path in _folders(root, root) if metadata_of(path) or any(_folders(path, root))}
+    holding = {
+        path.name: path
+        for path in _folders(root, root)
+        if metadata_of(path) or any(entry.is_dir() for entry in _entries(path))
+    }
     return holding if any(role_of(name) for name in holding) else {"train": root}
 
 

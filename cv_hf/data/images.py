@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import pyarrow.compute as pc
 
 from cv_hf.data.findings import Findings
 from cv_hf.errors import DataError
@@ -33,6 +35,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _HEADER_BYTES = 16
 _TAIL_BYTES = 64
 _BITS_PER_SAMPLE = 258
+_PHOTOMETRIC_INTERPRETATION = 262
 _PLANAR_CONFIGURATION = 284
 _CHECKED_AT_ONCE = 10_000
 _NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"})
@@ -85,21 +88,14 @@ def decode(
     name, source = _source(image, name)
     codes: list[str] = []
     try:
-        if isinstance(source, PIL.Image.Image):
-            opened = source
-        else:
-            stream = io.BytesIO(source) if isinstance(source, bytes) else source
-            opened = PIL.Image.open(stream, formats=image_formats())
-        # A file given by its path stays open until its pixels are read, as of a failure half-way.
-        with opened if opened is not source else _Kept(opened):
+        with _opened(source) as opened:
             _refuse_misread(opened, name)
-            integers_are_8_bit = opened.mode == "I" and _are_8_bit(opened)
             upright = PIL.ImageOps.exif_transpose(opened)
-            if upright.mode.startswith("I;16") or (upright.mode == "I" and not integers_are_8_bit):
-                upright, codes = _from_16_bit(upright, name), ["sixteen-bit"]
+            if upright.mode.startswith("I;16") or (upright.mode == "I" and not _is_8_bit(opened)):
+                upright, codes = _from_16_bit(upright, opened, name), ["sixteen-bit"]
             elif upright.mode == "F":
                 upright, codes = _from_float(upright, name)
-            if upright.mode == "P":
+            elif upright.mode == "P":
                 # convert("RGB") drops transparency of a palette as well, but warns of it.
                 upright.info.pop("transparency", None)
             return upright.convert("RGB"), codes
@@ -174,37 +170,28 @@ def check_images(dataset: datasets.Dataset, findings: Findings, on_bad_sample: s
     return dataset.select([row for row in range(len(dataset)) if row not in dropped]) if dropped else dataset
 
 
-def _try_header(path: str, name: str) -> Header | UnreadableImage:
+def _try_header(path: str | None, name: str) -> Header | UnreadableImage:
     try:
-        return read_header(path, name)
+        return read_header({"path": path}, name)
     except UnreadableImage as error:
         return error
 
 
-def _images_on_disk(dataset: datasets.Dataset) -> tuple[list[int], list[str]]:
+def _images_on_disk(dataset: datasets.Dataset) -> tuple[list[int], list[str | None]]:
     """The rows without embedded bytes, and their paths; embedded bytes are not read, only whether they are there."""
-    table = dataset.data
-    on_disk: list[str | None] = []
-    for chunk in table.column("image").chunks:
-        embedded = chunk.field("bytes").is_valid().to_pylist()
-        paths = chunk.field("path").to_pylist()
-        on_disk += [None if bytes_ else path for bytes_, path in zip(embedded, paths, strict=True)]
-    rows = range(len(on_disk)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
-    found = [(row, on_disk[index]) for row, index in enumerate(rows) if on_disk[index] is not None]
-    return [row for row, _ in found], [path for _, path in found]
+    column = dataset.data.column("image")
+    embedded = pc.struct_field(column, "bytes").is_valid().to_pylist()
+    paths = pc.struct_field(column, "path").to_pylist()
+    indices = range(len(paths)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
+    rows = [row for row, index in enumerate(indices) if not embedded[index]]
+    return rows, [paths[indices[row]] for row in rows]
 
 
-class _Kept:
-    """A context that leaves the caller's image open."""
-
-    def __init__(self, image: PIL.Image.Image) -> None:
-        self.image = image
-
-    def __enter__(self) -> PIL.Image.Image:
-        return self.image
-
-    def __exit__(self, *error: object) -> None:
-        return None
+def _opened(source: str | bytes | PIL.Image.Image) -> AbstractContextManager[PIL.Image.Image]:
+    """The image, closed at the end unless it is the caller's."""
+    if isinstance(source, PIL.Image.Image):
+        return nullcontext(source)
+    return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=image_formats())
 
 
 def _source(image: Any, name: str | None) -> tuple[str, str | bytes | PIL.Image.Image]:
@@ -247,33 +234,34 @@ def _header(opened: PIL.Image.Image, image: Any) -> Header:
     return Header(opened.format or "", opened.mode, opened.width, opened.height, orientation, tuple(codes))
 
 
+def _tag(image: PIL.Image.Image, tag: int, default: Any) -> Any:
+    """A tag of a TIFF; the default for other formats."""
+    return getattr(image, "tag_v2", {}).get(tag, default)
+
+
 def _refuse_misread(opened: PIL.Image.Image, name: str) -> None:
-    tags = getattr(opened, "tag_v2", None)
-    if tags is None:
-        return
-    if (
-        tags.get(_PLANAR_CONFIGURATION) == 2
-        and max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8
-        and len(opened.getbands()) > 1
-    ):
-        raise UnreadableImage(name, "a TIFF of 16-bit planes, which Pillow reads as noise; convert it to 8 bits")
+    planes = _tag(opened, _PLANAR_CONFIGURATION, 1) == 2 and len(opened.getbands()) > 1
+    if planes and max(_tag(opened, _BITS_PER_SAMPLE, (8,))) > 8 and opened.info.get("compression") == "raw":
+        raise UnreadableImage(name, "a TIFF of uncompressed 16-bit planes, which Pillow misreads; convert it to 8 bits")
 
 
-def _are_8_bit(opened: PIL.Image.Image) -> bool:
+def _is_8_bit(opened: PIL.Image.Image) -> bool:
     """Whether an image of 32-bit integers holds 8-bit values: only then is convert("RGB") right about it."""
-    tags = getattr(opened, "tag_v2", {})
-    if opened.format == "PPM" or tags.get(_BITS_PER_SAMPLE, (32,)) == (16,):
+    if opened.format == "PPM" or _tag(opened, _BITS_PER_SAMPLE, (32,)) == (16,):
         return False
     low, high = opened.getextrema()
     return low >= 0 and high <= 255
 
 
-def _from_16_bit(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    # The high byte, as Pillow takes of 16-bit RGB, so that grey and RGB of the same picture agree.
-    values = np.asarray(image)
+def _from_16_bit(upright: PIL.Image.Image, opened: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    values = np.asarray(upright)
     if values.min() < 0 or values.max() > 65535:
         raise UnreadableImage(name, "integers outside 0 to 65535 have no agreed range; convert the file to 8 bits")
-    return PIL.Image.fromarray((values >> 8).astype(np.uint8))
+    # The high byte, as Pillow takes of 16-bit RGB, so that grey and RGB of the same picture agree.
+    grey = (values >> 8).astype(np.uint8)
+    # Pillow inverts a TIFF whose zero is white at 8 bits, and not at 16.
+    white_is_zero = _tag(opened, _PHOTOMETRIC_INTERPRETATION, 1) == 0
+    return PIL.Image.fromarray(255 - grey if white_is_zero else grey)
 
 
 def _from_float(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, list[str]]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import huggingface_hub.utils
 import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.utils import is_progress_bar_enabled
 
 from cv_hf.config import DataConfig
 from cv_hf.data import hub, imagefolder, table
@@ -54,7 +59,15 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
     findings = Findings()
     source = read(data, task, [name for name in (data.splits or {}).values() if isinstance(name, str)], findings)
     chosen, parts = choose_splits(list(source.splits), data.splits)
-    rows = {role: task.canonical(source.splits[name], data) for role, name in chosen.items()}
+    rows = {}
+    for role, name in chosen.items():
+        try:
+            rows[role] = task.canonical(source.splits[name], data)
+        except DataError as error:
+            # The test split of a competition has no column of labels at all.
+            if role != "test" or "test" in (data.splits or {}):
+                raise
+            echo(f"data: the split {name} is left out: {str(error).splitlines()[0]}")
     rows = _named(rows, chosen, source.root)
     labels = task.label_map(rows, data)
     if not len(labels):
@@ -132,7 +145,8 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
     """
     found = data.format or detect_format(data)
     if found == "hub":
-        return hub.read(data.id, config=data.config, revision=data.revision)
+        with _quiet():
+            return hub.read(data.id, config=data.config, revision=data.revision)
     if not Path(data.id).exists():
         raise DataError(f"data.id: there is no file or folder {data.id}.")
     if found == "imagefolder":
@@ -140,15 +154,31 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
             wanted = [*wanted, split]
         return imagefolder.read(data.id, wanted, findings, data.on_bad_sample)
     if found == "parquet":
-        return table.read(
-            data.id,
-            images=data.images,
-            column=data.columns.get("image"),
-            wanted=wanted,
-            findings=findings,
-            on_bad_sample=data.on_bad_sample,
-        )
+        with _quiet():
+            return table.read(
+                data.id,
+                images=data.images,
+                column=data.columns.get("image"),
+                wanted=wanted,
+                findings=findings,
+                on_bad_sample=data.on_bad_sample,
+            )
     raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads hub, imagefolder and parquet.")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars where nobody watches them."""
+    shown = is_progress_bar_enabled() and not sys.stderr.isatty()
+    if shown:
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+            huggingface_hub.utils.enable_progress_bars()
 
 
 def _candidates(names: Sequence[str], split: str | None) -> list[str]:
@@ -170,7 +200,7 @@ def _named(
     """Add the column `file`: the image's path in the dataset, or "train[12]" where it has none of its own."""
     names = {}
     for role, split in rows.items():
-        paths = [path for chunk in split.data.column("image").chunks for path in chunk.field("path").to_pylist()]
+        paths = pc.struct_field(split.data.column("image"), "path").to_pylist()
         if split._indices is not None:
             paths = [paths[index] for index in split._indices.column(0).to_pylist()]
         names[role] = [relative_name(path, root) if path else None for path in paths]

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cv_hf.data.columns import find_image
 from cv_hf.data.findings import Findings
@@ -141,7 +142,7 @@ def with_image_paths(
     elif isinstance(feature, (dict, datasets.Image)):
         rows = rows.cast_column(column, datasets.Image(decode=False))
         array = rows.data.column(column)
-        if not any(chunk.field("bytes").null_count for chunk in array.chunks):
+        if not pc.struct_field(array, "bytes").null_count:
             return rows
         content = [value["bytes"] if value else None for value in array.to_pylist()]
         names = [value["path"] if value else None for value in array.to_pylist()]
@@ -162,7 +163,9 @@ def with_image_paths(
         [pa.array(kept_content, pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
     )
     rows = rows if len(kept) == len(rows) else rows.select(kept)
-    return rows.remove_columns(column).add_column(column, images, feature=datasets.Image(decode=False))
+    # Added before the other goes: a table without columns has no rows.
+    rows = rows.add_column("_images", images, feature=datasets.Image(decode=False))
+    return rows.remove_columns(column).rename_column("_images", column)
 
 
 class _Inside:

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+
+from cv_hf.data import CODES, Findings
+from cv_hf.errors import DataError
+
+
+def test_each_file_counts_once_per_code():
+    findings = Findings()
+    for _ in range(3):
+        findings.add("sixteen-bit", "a.png")
+        findings.add("unreadable-image", "a.png", "truncated")
+    findings.add("sixteen-bit", "b.png")
+    assert (findings.count("sixteen-bit"), findings.count("unreadable-image"), len(findings)) == (2, 1, 3)
+    assert findings.count("missing-label") == 0
+    assert list(findings) == ["unreadable-image", "sixteen-bit"]
+
+
+def test_the_first_twenty_names_are_kept_and_all_are_counted():
+    findings = Findings()
+    for index in range(50):
+        findings.add("missing-label", f"{index}.png", "why" if index == 3 else "")
+    entry = json.loads(json.dumps(findings.to_dict()))["missing-label"]
+    assert entry["count"] == 50
+    assert entry["files"] == [f"{index}.png" for index in range(20)]
+    assert entry["reasons"] == {"3.png": "why"}
+    assert entry["severity"] == "dropped"
+    assert findings.summary().endswith("0.png, 1.png, 2.png and 47 more")
+
+
+def test_merging_what_two_processes_found_counts_a_file_once():
+    one, two = Findings(), Findings()
+    one.add("sixteen-bit", "a.png")
+    two.add("sixteen-bit", "a.png")
+    two.add("sixteen-bit", "b.png")
+    one.merge(pickle.loads(pickle.dumps(two)))
+    assert one.to_dict()["sixteen-bit"]["files"] == ["a.png", "b.png"]
+    assert two.count("sixteen-bit") == 2
+
+
+def test_unknown_codes_are_refused_and_all_codes_are_explained():
+    with pytest.raises(KeyError):
+        Findings().add("unredable-image", "a.png")
+    assert all(code.meaning and code.severity in ("dropped", "repaired", "noted") for code in CODES.values())
+
+
+def test_stop_refuses_the_sample_by_name():
+    findings = Findings()
+    findings.drop("unreadable-image", "a.png", "truncated", "skip")
+    assert findings.count("unreadable-image") == 1
+    with pytest.raises(DataError, match=r"a\.png: truncated \(unreadable-image\)"):
+        Findings().drop("unreadable-image", "a.png", "truncated", "stop")
+
+
+def test_no_findings():
+    assert (Findings().summary(), Findings().to_dict(), len(Findings())) == ("", {}, 0)
