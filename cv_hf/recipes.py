@@ -9,6 +9,24 @@ import yaml
 
 from cv_hf.errors import RecipeError, did_you_mean
 
+_ABOVE_TABLE = """\
+<!-- Written by `python -m cv_hf.recipes`. -->
+# Recipes
+
+    cv-hf recipes copy NAME    # then edit it
+    cv-hf train NAME.yaml
+
+Each opens with its own command, the licences of its model and dataset, and the dataset's columns and splits.
+
+How they are checked: `tests/test_recipes.py` runs every file below, unmodified, for two steps. A tiny random model of
+the same architecture and a tiny dataset with the same columns and splits stand in for the real ones. Ids, columns and
+licences are those of the Hub's public pages; no recipe has been trained to its end on the real data yet.
+
+`open_recipe.py` is the same road as a script, with every step in the open.
+
+| Recipe | Task | Model | Dataset |
+|---|---|---|---|"""
+
 
 def folder() -> Path:
     """Where the recipes are."""
@@ -28,6 +46,16 @@ def describe() -> list[tuple[str, str, str, str]]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         rows.append((name, values["task"], values["model"]["id"], values["data"]["id"]))
     return rows
+
+
+def table() -> str:
+    """The text of recipes/README.md: `python -m cv_hf.recipes > recipes/README.md`."""
+    rows = [
+        f"| [{name}]({name}.yaml) | {task} | [{model}](https://huggingface.co/{model}) "
+        f"| [{data}](https://huggingface.co/datasets/{data}) |"
+        for name, task, model, data in describe()
+    ]
+    return "\n".join([_ABOVE_TABLE, *rows])
 
 
 def find(name: str) -> Path:
@@ -62,3 +90,7 @@ def copy(name: str, destination: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     return target
+
+
+if __name__ == "__main__":
+    print(table())

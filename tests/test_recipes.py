@@ -1,0 +1,244 @@
+"""Every recipe, unmodified, for two steps: from ids of the Hub to a model that pipeline() loads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from cv_hf import recipes
+from cv_hf.config import Recipe, load_recipe
+from tests.hub import LoopbackHub
+
+RECIPES = recipes.names()
+OWNER = "hf_tests_recipes"
+
+
+@dataclass(frozen=True)
+class Timm:
+    """A repository as timm uploads it: timm's own configuration and weights."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+
+
+# What stands in for each model: a family of tests/tiny.py, or an architecture of timm.
+MODELS: dict[str, str | Timm] = {
+    "apple/mobilevitv2-1.0-imagenet1k-256": "mobilevitv2",
+    "facebook/convnextv2-tiny-1k-224": "convnextv2",
+    "facebook/deit-base-distilled-patch16-384": "deit_distilled",
+    "facebook/dinov2-small": "dinov2_bare",
+    "google/mobilenet_v2_1.0_224": "mobilenet_v2",
+    "google/vit-base-patch16-224-in21k": "vit_bare",
+    "microsoft/beit-base-patch16-224": "beit",
+    "microsoft/cvt-13": "cvt",
+    "microsoft/resnet-50": "resnet",
+    "microsoft/swin-tiny-patch4-window7-224": "swin",
+    "microsoft/swinv2-tiny-patch4-window16-256": "swinv2",
+    "timm/efficientnet_b0.ra_in1k": Timm("test_efficientnet", {}),
+    "timm/vgg16.tv_in1k": Timm("vgg11", {"mlp_ratio": 0.002}),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset's form.
+
+    Attributes:
+        columns: in the dataset's order; "image", "text", the names or the number of classes, or a list of class names
+            in a tuple of one for several labels per image.
+        splits: images per class here; two of the classes have any.
+        config: the name of its configuration.
+        size, mode: of its images.
+    """
+
+    columns: Mapping[str, Any]
+    splits: Mapping[str, int]
+    config: str = "default"
+    size: tuple[int, int] = (40, 32)
+    mode: str = "RGB"
+
+
+BEANS = ["angular_leaf_spot", "bean_rust", "healthy"]
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+EUROSAT = ["AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop",
+           "Residential", "River", "SeaLake"]  # fmt: skip
+FASHION = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+AID = ["airplane", "bare soil", "buildings", "cars", "chaparral", "court", "dock", "field", "grass", "mobile home",
+       "pavement", "sand", "sea", "ship", "tanks", "trees", "water"]  # fmt: skip
+THREE = {"train": 4, "validation": 2, "test": 2}
+
+DATASETS: dict[str, Data] = {
+    "AI-Lab-Makerere/beans": Data({"image_file_path": "text", "image": "image", "labels": BEANS}, THREE),
+    "dpdl-benchmark/oxford_flowers102": Data({"image": "image", "label": 102}, THREE),
+    "ethz/food101": Data({"image": "image", "label": 101}, {"train": 4, "validation": 2}),
+    "jonathan-roberts1/AID_MultiLabel": Data({"label": (AID,), "image": "image"}, {"train": 8}),
+    "microsoft/cats_vs_dogs": Data({"image": "image", "labels": ["cat", "dog"]}, {"train": 8}),
+    "timm/eurosat-rgb": Data({"image": "image", "label": EUROSAT, "image_id": "text"}, THREE, size=(64, 64)),
+    "timm/oxford-iiit-pet": Data(
+        {"image": "image", "label": 37, "image_id": "text", "label_cat_dog": ["cat", "dog"]}, {"train": 6, "test": 2}
+    ),
+    "uoft-cs/cifar10": Data({"img": "image", "label": CIFAR10}, {"train": 6, "test": 2}, "plain_text", (32, 32)),
+    "uoft-cs/cifar100": Data(
+        {"img": "image", "fine_label": 100, "coarse_label": 20}, {"train": 24, "test": 2}, "cifar100", (32, 32)
+    ),
+    "zalando-datasets/fashion_mnist": Data(
+        {"image": "image", "label": FASHION}, {"train": 104, "test": 2}, "fashion_mnist", (28, 28), "L"
+    ),
+}
+
+
+def test_every_recipe_is_here_and_listed() -> None:
+    files = set(recipes.folder().rglob("*.yaml")) | set(recipes.folder().rglob("*.yml"))
+    assert set(RECIPES.values()) == files
+    assert len(RECIPES) >= 8
+    loaded = [load_recipe(path) for path in RECIPES.values()]
+    assert {recipe.model.id for recipe in loaded} == set(MODELS)
+    assert {recipe.data.id for recipe in loaded} == set(DATASETS)
+    for name, path in RECIPES.items():
+        assert f"[{name}]({path.relative_to(recipes.folder()).as_posix()})" in recipes.table()
+        assert path.read_text(encoding="utf-8").startswith(f"# cv-hf train recipes/{name}.yaml\n")
+
+
+def test_readme_is_the_table() -> None:
+    readme = (recipes.folder() / "README.md").read_text(encoding="utf-8")
+    assert readme == recipes.table() + "\n", "run: python -m cv_hf.recipes > recipes/README.md"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_runs_unmodified(name: str, hub: LoopbackHub, tmp_path: Path) -> None:
+    import transformers
+
+    from cv_hf import finetune
+    from cv_hf.tasks import get_task
+    from cv_hf.training import resolve
+
+    overrides = ["train.max_steps=2", f"run_dir={json.dumps(str(tmp_path / 'run'))}"]
+    recipe = load_recipe(RECIPES[name], overrides)
+    serve_model(hub, recipe, tmp_path / "served")
+    serve_dataset(hub, recipe.data.id)
+
+    run = finetune(RECIPES[name], overrides)
+
+    saved = load_recipe(run.folder / "recipe.yaml")
+    assert saved.model_dump() == resolve(recipe, get_task(recipe.task)).model_dump()
+
+    metrics = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["train"]["steps"] == 2
+    tested = "test" in DATASETS[recipe.data.id].splits or "test" in (recipe.data.splits or {})
+    assert {"train", "validation"} | ({"test"} if tested else set()) <= set(metrics)
+    numbers = list(_numbers(metrics))
+    assert len(numbers) > 10
+    assert all(math.isfinite(number) for number in numbers)
+
+    classes = _class_names(recipe)
+    model = transformers.pipeline("image-classification", model=str(run.model))
+    assert dict(enumerate(classes)) == model.model.config.id2label
+    answer = model(PIL.Image.effect_noise((48, 40), 60).convert("RGB"))
+    assert len(answer) == min(5, len(classes))
+    assert all(found["label"] in classes and 0 <= found["score"] <= 1 for found in answer)
+
+
+def serve_model(hub: LoopbackHub, recipe: Recipe, folder: Path) -> None:
+    """Put a tiny model under the recipe's id; the weights on its revision alone, if it names one."""
+    try:
+        hub.repo(recipe.model.id, "model")
+    except KeyError:
+        pass
+    else:
+        return
+    import timm
+    import torch
+
+    from tests.tiny import tiny_model
+
+    like = MODELS[recipe.model.id]
+    if isinstance(like, Timm):
+        torch.manual_seed(0)
+        model = timm.create_model(like.architecture, **like.arguments)
+        timm.models.save_for_hf(model, folder, safe_serialization=True)
+        # Newer versions of timm repeat num_classes in model_args, which the real repositories do not.
+        config = json.loads((folder / "config.json").read_text())
+        config["model_args"] = dict(like.arguments)
+        (folder / "config.json").write_text(json.dumps(config))
+    else:
+        tiny_model(like, folder)
+    files = {path.name: path for path in folder.iterdir()}
+    revision = recipe.model.revision
+    weights = {"model.safetensors": files.pop("model.safetensors")} if revision else {}
+    repository = hub.add_repo(recipe.model.id, files=files)
+    if revision:
+        repository.branches[revision] = repository.branches["main"]
+        blobs = {path: repository.store.blob(path, content) for path, content in weights.items()}
+        repository.apply(blobs, "Adding `safetensors` variant of this model", branch=revision)
+
+
+def serve_dataset(hub: LoopbackHub, repo_id: str) -> None:
+    """Put a tiny dataset under this id, as `push_to_hub` uploads one: parquet files and a card with the features."""
+    try:
+        hub.repo(repo_id, "dataset")
+    except KeyError:
+        pass
+    else:
+        return
+    import datasets
+
+    hub.add_token(OWNER, user="recipes", orgs=[known.split("/")[0] for known in DATASETS])
+    data = DATASETS[repo_id]
+    features = datasets.Features({name: _feature(kind) for name, kind in data.columns.items()})
+    random = np.random.default_rng(0)
+    splits = {}
+    for split, per_class in data.splits.items():
+        rows = [
+            {name: _value(kind, index, data, random) for name, kind in data.columns.items()}
+            for index in range(2 * per_class)
+        ]
+        splits[split] = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict(splits).push_to_hub(repo_id, config_name=data.config, token=OWNER)
+
+
+def _feature(kind: Any) -> Any:
+    import datasets
+
+    if isinstance(kind, tuple):
+        return datasets.List(datasets.ClassLabel(names=kind[0]))
+    if isinstance(kind, int):
+        return datasets.ClassLabel(num_classes=kind)
+    if isinstance(kind, list):
+        return datasets.ClassLabel(names=kind)
+    return {"image": datasets.Image(), "text": datasets.Value("string")}[kind]
+
+
+def _value(kind: Any, index: int, data: Data, random: np.random.Generator) -> Any:
+    if kind == "image":
+        shape = data.size[::-1] if data.mode == "L" else (*data.size[::-1], 3)
+        return PIL.Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
+    if kind == "text":
+        return f"image_{index}"
+    return [[index % 5, 9], [], [3]][index % 3] if isinstance(kind, tuple) else index % 2
+
+
+def _class_names(recipe: Recipe) -> list[str]:
+    columns = DATASETS[recipe.data.id].columns
+    column = recipe.data.columns.get("label") or next(name for name in ("label", "labels") if name in columns)
+    kind = columns[column]
+    if isinstance(kind, int):
+        return [str(index) for index in range(kind)]
+    return list(kind[0] if isinstance(kind, tuple) else kind)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)):
+        yield value
