@@ -81,7 +81,7 @@ def _timm(
     return {"architecture": architecture, "model_args": model_args or None, "pretrained_cfg": preparation}
 
 
-_CONVNEXT = "ConvNextImageProcessor resizes by shortest_edge"
+_BY_EDGE = "ConvNextImageProcessor knows the shortest edge only"
 
 TINY_FAMILIES: dict[str, Family] = {
     "beit": Family("beit", _BEIT, ("BeitImageProcessor", {"size": _SQUARE})),
@@ -95,10 +95,17 @@ TINY_FAMILIES: dict[str, Family] = {
         {"text_config": _TEXT, "vision_config": {**_VIT, **_PATCHES}, "projection_dim": 8},
         _cropped("CLIPImageProcessor"),
         architecture="CLIPModel",
+        square_only="its configuration has one edge",
     ),
-    "convnext": Family("convnext", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, _convnext()),
-    "convnextv2": Family("convnextv2", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, _convnext()),
-    "cvt": Family("cvt", {"embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 2, 3]}, _convnext()),
+    "convnext": Family(
+        "convnext", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, _convnext(), square_only=_BY_EDGE
+    ),
+    "convnextv2": Family(
+        "convnextv2", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}, _convnext(), square_only=_BY_EDGE
+    ),
+    "cvt": Family(
+        "cvt", {"embed_dim": [8, 16, 16], "num_heads": [1, 2, 2], "depth": [1, 2, 3]}, _convnext(), square_only=_BY_EDGE
+    ),
     "data2vec-vision": Family("data2vec-vision", _BEIT, ("BeitImageProcessor", {"size": _SQUARE})),
     "deit": Family("deit", {**_VIT, **_PATCHES}, _cropped("DeiTImageProcessor")),
     "deit_distilled": Family(
@@ -206,6 +213,7 @@ TINY_FAMILIES: dict[str, Family] = {
         },
         ("LevitImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
         size=(64, 64),
+        square_only="its configuration has one edge",
     ),
     "levit_teacher": Family(
         "levit",
@@ -219,18 +227,22 @@ TINY_FAMILIES: dict[str, Family] = {
         ("LevitImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}),
         size=(64, 64),
         architecture="LevitForImageClassificationWithTeacher",
+        square_only="its configuration has one edge",
     ),
     "metaclip_2": Family(
         "metaclip_2",
         {"text_config": _TEXT, "vision_config": {**_VIT, **_PATCHES}, "projection_dim": 8},
         _cropped("CLIPImageProcessor"),
+        square_only="its configuration has one edge",
     ),
     "mobilenet_v1": Family(
-        "mobilenet_v1", {"image_size": 32, "depth_multiplier": 0.1}, _cropped("MobileNetV1ImageProcessor")
+        "mobilenet_v1",
+        {"image_size": 32, "depth_multiplier": 0.1, "classifier_dropout_prob": 0.2},
+        _cropped("MobileNetV1ImageProcessor"),
     ),
     "mobilenet_v2": Family(
         "mobilenet_v2",
-        {"image_size": 32, "depth_multiplier": 0.1, "expand_ratio": 2.0},
+        {"image_size": 32, "depth_multiplier": 0.1, "expand_ratio": 2.0, "classifier_dropout_prob": 0.2},
         _cropped("MobileNetV2ImageProcessor"),
     ),
     "mobilevit": Family(
@@ -261,6 +273,7 @@ TINY_FAMILIES: dict[str, Family] = {
             "image_size": 32,
         },
         ("PerceiverImageProcessor", {"size": _SQUARE, "crop_size": {"height": 36, "width": 36}}),
+        square_only="its configuration has one edge",
     ),
     "poolformer": Family(
         "poolformer",
@@ -283,15 +296,24 @@ TINY_FAMILIES: dict[str, Family] = {
         },
         ("PPLCNetImageProcessor", {"resize_short": 36, "crop_size": 32}),
     ),
-    "pvt": Family("pvt", {**_PYRAMID, "image_size": 32}, ("PvtImageProcessor", {"size": _SQUARE})),
+    "pvt": Family(
+        "pvt",
+        {**_PYRAMID, "image_size": 32},
+        ("PvtImageProcessor", {"size": _SQUARE}),
+        square_only="its configuration has one edge",
+    ),
     "pvt_v2": Family("pvt_v2", {**_PYRAMID, "image_size": 32}, ("PvtImageProcessor", {"size": _SQUARE})),
     "regnet": Family(
-        "regnet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4}, _convnext()
+        "regnet",
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
+        _convnext(),
+        square_only=_BY_EDGE,
     ),
     "resnet": Family(
         "resnet",
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
         _convnext(),
+        square_only=_BY_EDGE,
     ),
     "segformer": Family(
         "segformer",
@@ -302,6 +324,7 @@ TINY_FAMILIES: dict[str, Family] = {
         "siglip",
         {"text_config": _TEXT, "vision_config": {**_VIT, **_PATCHES}},
         ("SiglipImageProcessor", {"size": _SQUARE}),
+        square_only="its configuration has one edge",
     ),
     "siglip2": Family(
         "siglip2",
@@ -351,7 +374,7 @@ TINY_FAMILIES: dict[str, Family] = {
 UNTRAINABLE = {
     "dinat": "modeling_dinat imports natten2dqkrpb and natten2dav, which NATTEN has dropped",
     "pp_lcnet": "forward() takes no labels, returns no loss, and calls its logits last_hidden_state",
-    "shieldgemma2": "its two outputs are the scores of a language model's tokens Yes and No: there is no head to replace",
+    "shieldgemma2": "its two outputs are a language model's scores of Yes and No: there is no head to replace",
 }
 
 

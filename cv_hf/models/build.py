@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from cv_hf.config import ModelConfig
 from cv_hf.errors import CvHfError, HubError, ModelError, did_you_mean
 from cv_hf.models.image_size import change_image_size
-from cv_hf.models.parts import head_parameters, output_parameters
+from cv_hf.models.parts import output_parameters, outside_backbone
 
 _LABELS = {"labels", "mask_labels", "class_labels"}
 # Types that Transformers has for pretraining only, and the type that its encoder is.
@@ -110,11 +110,12 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
                 dtype=torch.float32,
                 **source,
             )
-    report = _check(loaded, info, model.id)
-    if "id2label" in fields and not output_parameters(loaded):
+    outputs = output_parameters(loaded)
+    if "id2label" in fields and not outputs:
         raise ModelError(f"{model.id}: {type(loaded).__name__} has no output layer of one value per class to replace.")
+    report = _check(loaded, info, model.id, outputs | outside_backbone(loaded))
     if len(old_labels) == loaded.config.num_labels and old_labels != _labels(loaded.config):
-        report = _renew_outputs(loaded, report)
+        report = _renew(loaded, outputs, report)
     if model.image_size is not None:
         loaded, processor = change_image_size(loaded, processor, model.image_size)
     return Built(loaded, processor, report, commit)
@@ -184,14 +185,13 @@ def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str
         try:
             setattr(config, name, value)
         except (StrictDataclassError, TypeError, ValueError) as error:
-            raise ModelError(f"{where}.{name}: {_last_line(error)}") from None
+            raise ModelError(f"{where}.{name}: {_line(error, -1)}") from None
 
 
-def _check(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> LoadReport:
+def _check(model: PreTrainedModel, info: Mapping[str, Any], name: str, head: set[str]) -> LoadReport:
     """Report what was loaded, or raise ModelError when more than the head is missing."""
     mismatched = {key for key, *_ in info["mismatched_keys"]}
     new = set(info["missing_keys"]) | mismatched
-    head = head_parameters(model)
     modules = {key.rpartition(".")[0] for key in head}  # the buffers of the head's modules are named by these
     lost = sorted(key for key in new - head if key.rpartition(".")[0] not in modules and not _DISPENSABLE.search(key))
     if lost:
@@ -206,9 +206,9 @@ def _check(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> LoadRe
     )
 
 
-def _renew_outputs(model: PreTrainedModel, report: LoadReport) -> LoadReport:
+def _renew(model: PreTrainedModel, outputs: set[str], report: LoadReport) -> LoadReport:
     """Initialize the output layers anew: they fit by chance, but were trained for other labels."""
-    renewed = output_parameters(model) - set(report.new)
+    renewed = outputs - set(report.new)
     for name in renewed:
         model.get_parameter(name)._is_hf_initialized = False
     with torch.no_grad():
@@ -337,10 +337,10 @@ def _model_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | 
             "Copy that file from the model it was made from."
         )
     if isinstance(chain[0], (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError)):
-        return ModelError(f"{model.id} cannot be loaded: {_last_line(chain[0])}")
+        return ModelError(f"{model.id} cannot be loaded: {_line(chain[0], 0)}")
     return None
 
 
-def _last_line(error: BaseException) -> str:
+def _line(error: BaseException, place: int) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    return (lines[place] if lines else type(error).__name__)[:300]

@@ -36,7 +36,8 @@ def change_image_size(
         raise ModelError(f"model.image_size: {type(processor).__name__} does not make images of one size.")
     processor = _resized_processor(processor, old[0], new)
     if processor is None:
-        raise ModelError(f"model.image_size: the model's image processor cannot be set to always give {shown}.")
+        hint = "; try a square" if new[0] != new[1] else ""
+        raise ModelError(f"model.image_size: the image processor cannot be set to always give {shown}{hint}.")
     before = _built_size(model) or old[0]
     config = _resized_config(model, new)
     try:
@@ -51,7 +52,8 @@ def change_image_size(
         # DINOv2 is built for squares only, but interpolates its positions by itself at every forward pass.
         return _tried(model, new), processor
     except Exception:
-        raise ModelError(f"model.image_size: {type(model).__name__} cannot take {shown} images ({reason}).") from None
+        hint = "try a square" if new[0] != new[1] else reason
+        raise ModelError(f"model.image_size: {type(model).__name__} cannot take {shown} images ({hint}).") from None
 
 
 @torch.no_grad()

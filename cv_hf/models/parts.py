@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
-from transformers.initialization import meta_device_safe_creation_ops
+from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 from transformers.trainer_pt_utils import get_parameter_names
 
 # What Trainer.get_decay_parameter_names exempts, and the learnt tokens and positions that papers exempt as well.
@@ -22,6 +22,7 @@ NO_DECAY = (
     r"(?:^|\.)norm(?:$|\.)",
     r"_norm(?:$|\.)",
     r"pos(?:ition)?_embed",
+    r"logit_scale",
     r"(?:cls|dist|distillation|mask|register|reg)_tokens?$",
 )
 
@@ -30,7 +31,7 @@ def output_parameters(model: PreTrainedModel) -> set[str]:
     """Return the names of the parameters whose shape follows from the number of labels."""
     config = copy.deepcopy(model.config)
     config.num_labels = model.config.num_labels + 1
-    with torch.device("meta"), meta_device_safe_creation_ops():
+    with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
         wider = type(model)(config)
     shapes = {name: parameter.shape for name, parameter in wider.named_parameters()}
     return {name for name, parameter in model.named_parameters() if shapes.get(name) != parameter.shape}
@@ -50,17 +51,21 @@ def backbone_name(model: PreTrainedModel) -> str:
 def head_parameters(model: PreTrainedModel) -> set[str]:
     """Return the names of the parameters that a new task trains from scratch or nearly so.
 
-    They are all parameters outside of the backbone and, inside of it, those whose shape follows from the number of
-    labels (timm models and Perceiver hold their classifier within) and the pooler, which other pretraining lacks.
+    They are those outside of the backbone and, inside of it, those whose shape follows from the number of labels: timm
+    models and Perceiver hold their classifier within.
     """
+    return outside_backbone(model) | output_parameters(model)
+
+
+def outside_backbone(model: PreTrainedModel) -> set[str]:
+    """Return the names of the parameters outside of the backbone, or in its pooler, which pretraining may lack."""
     backbone = backbone_name(model)
     prefix = f"{backbone}." if backbone else ""
-    outside = {
+    return {
         name
         for name, _ in model.named_parameters()
         if not name.startswith(prefix) or name.removeprefix(prefix).startswith("pooler.")
     }
-    return outside | output_parameters(model)
 
 
 def freeze_backbone(model: PreTrainedModel) -> None:
@@ -89,9 +94,7 @@ def _frozen_modules(model: PreTrainedModel, head: set[str]) -> list[str]:
     before comes ahead of it: modules are registered in the order in which they run.
     """
     backbone = backbone_name(model)
-    inside = [name for name, _ in model.named_modules() if name == backbone or name.startswith(f"{backbone}.")]
-    if not backbone:
-        inside = [name for name, _ in model.named_modules()]
+    inside = [name for name, _ in model.named_modules() if not backbone or f"{name}.".startswith(f"{backbone}.")]
     own = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name not in head}
     last = max((place for place, name in enumerate(inside) if name in own), default=-1)
     headed = {name.rpartition(".")[0] for name in head}
