@@ -36,12 +36,16 @@ def read(id: str, *, config: str | None = None, revision: str | None = None) -> 
     except Exception as error:  # builders of all formats, each with its own tree of errors
         raise _explained(error, id, config, commit or revision) from None
     splits = {str(name): split for name, split in loaded.items()}
+    cached = _cached_commit(splits)
     if commit is None:
-        commit = _cached_commit(splits)
+        commit = cached
         if revision and _COMMIT.fullmatch(revision) and commit != revision:
             raise DataError(
                 f"dataset {id}: offline (HF_HUB_OFFLINE), and the cache has commit {commit}, not {revision}."
             )
+    elif cached not in (commit, None):
+        # When the Hub fails, datasets falls back on whatever it has in its cache.
+        raise HubError(f"dataset {id}: the Hub failed to give commit {commit}.\n{_RETRY}")
     for name, split in splits.items():
         for column, feature in split.features.items():
             if isinstance(feature, datasets.Image):
@@ -67,11 +71,6 @@ def _explained(error: Exception, id: str, config: str | None, revision: str | No
             return cause
         if isinstance(cause, hub_errors.HFValidationError):
             return DataError(f"data.id: {id!r} is neither a file or folder here nor a Hub id (user/name).")
-        if isinstance(cause, hub_errors.OfflineModeIsEnabled):
-            return DataError(
-                f"dataset {id}: offline (HF_HUB_OFFLINE), and not in the cache.\n"
-                "Load it once while online, or give a local folder as data.id."
-            )
         if isinstance(cause, hub_errors.GatedRepoError) or "gated dataset" in str(cause):
             return DataError(
                 f"dataset {id} is gated: ask for access on its page, {_page(id)},\n"
@@ -84,14 +83,22 @@ def _explained(error: Exception, id: str, config: str | None, revision: str | No
                 f"dataset {id} was not found on the Hub{_or_here(id)}, or is private and {_token()} cannot read it.\n"
                 "Check data.id; for a private dataset, log in with `hf auth login` or HF_TOKEN."
             )
-        if isinstance(cause, hub_errors.HfHubHTTPError) and cause.response is not None:
+        is_http = isinstance(cause, hub_errors.HfHubHTTPError) and cause.response is not None
+        if is_http and not isinstance(cause, hub_errors.EntryNotFoundError):
             status = cause.response.status_code
             if status in (401, 403):
                 return DataError(f"dataset {id}: the Hub refused {_token()} ({status}).\nLog in with `hf auth login`.")
             return HubError(f"dataset {id}: the Hub answered with error {status}.\n{_RETRY}")
+        if isinstance(cause, ConnectionError) and huggingface_hub.constants.HF_HUB_OFFLINE:
+            return DataError(
+                f"dataset {id}: offline (HF_HUB_OFFLINE), and not in the cache.\n"
+                "Load it once while online, or give a local folder as data.id."
+            )
         if isinstance(cause, (httpx.HTTPError, ConnectionError, TimeoutError)):
             return HubError(f"dataset {id}: the Hub cannot be reached ({type(cause).__name__}).\n{_RETRY}")
     text = str(error)
+    if "LocalEntryNotFoundError" in text:  # all that datasets passes on of an error 500
+        return HubError(f"dataset {id}: the Hub failed while its files were looked up.\n{_RETRY}")
     if "scripts are no longer supported" in text:
         return DataError(
             f"dataset {id} needs a loading script, which the datasets library no longer runs.\n"
@@ -111,7 +118,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     current: BaseException | None = error
     while current is not None and current not in causes:
         causes.append(current)
-        current = current.__cause__ or current.__context__
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     return causes
 
 

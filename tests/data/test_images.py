@@ -21,7 +21,7 @@ from transformers.image_utils import load_image
 
 from cv_hf.data import Findings, UnreadableImage, check_images, decode, read_header
 from cv_hf.errors import DataError
-from tests.conftest import DATA
+from tests.data.samples import SHARED
 
 # pytest resets the filters that cv_hf.data.images sets.
 pytestmark = [
@@ -392,9 +392,9 @@ def test_damaged_bytes_give_an_image_or_an_error_that_names_it(suffix, tmp_path)
         assert outcome == "RGB" or (outcome.startswith("shelf: ") and "\n" not in outcome)
 
 
-@pytest.mark.skipif(not (DATA / "odd").is_dir(), reason="shared data is absent")
+@pytest.mark.skipif(not (SHARED / "odd").is_dir(), reason="shared data is absent")
 def test_a_photo_of_a_phone():
-    path = str(DATA / "odd" / "phone_exif_rotated.jpg")
+    path = str(SHARED / "odd" / "phone_exif_rotated.jpg")
     header = read_header(path)
     assert (header.width, header.height, header.orientation) == (3024, 3024, 6)
     decoded, codes = decode(path)

@@ -10,41 +10,12 @@ import types
 from collections import Counter
 
 import datasets
-import numpy as np
-import PIL.Image
 import pytest
 
 from cv_hf.config import DataConfig
-from cv_hf.data import LabelMap, classification, decode, detect_format, load_split, load_splits
+from cv_hf.data import LabelMap, decode, detect_format, load_split, load_splits
 from cv_hf.errors import DataError
-from tests.conftest import DATA
-
-TASK = types.SimpleNamespace(
-    name="image-classification",
-    canonical=classification.canonical,
-    label_map=classification.label_map,
-    encode=classification.encode,
-    strata=classification.strata,
-)
-
-
-def jpeg(seed=0):
-    content = io.BytesIO()
-    pixels = np.random.RandomState(seed).randint(0, 256, (8, 8, 3), dtype=np.uint8)
-    PIL.Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
-def write(root, files):
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(len(name)) if content is None else content)
-    return str(root)
-
-
-def images(*folders, number=4):
-    return {f"{folder}/{index}.png": None for folder in folders for index in range(number)}
+from tests.data.samples import SHARED, TASK, images, png, write
 
 
 def load(id, seed=0, **data):
@@ -217,7 +188,7 @@ def test_tables_of_paths(suffix, labels, tmp_path):
 
 
 def test_tables_of_embedded_images(tmp_path):
-    content = [jpeg(index) for index in range(8)]
+    content = [png(index) for index in range(8)]
     labels = [index % 2 for index in range(8)]
     names = datasets.ClassLabel(names=["cat", "dog"])
     tables = {
@@ -248,7 +219,7 @@ def test_tables_of_embedded_images(tmp_path):
 
 
 def test_embedded_bad_images_are_found_when_they_are_decoded(tmp_path):
-    rows = datasets.Dataset.from_dict({"image": [jpeg(), jpeg(), b"no image"] * 2, "label": [0, 1, 1] * 2})
+    rows = datasets.Dataset.from_dict({"image": [png(), png(), b"no image"] * 2, "label": [0, 1, 1] * 2})
     rows.to_parquet(tmp_path / "train.parquet")
     splits = load_splits(DataConfig(id=str(tmp_path)), TASK, 0, lambda line: None)
     assert len(splits.train) + len(splits.validation) == 6
@@ -324,7 +295,7 @@ def test_tables_that_cannot_be_read(tmp_path):
 def test_a_test_split_without_labels_is_left_out(tmp_path):
     names = datasets.ClassLabel(names=["cat", "dog"])
     features = datasets.Features({"image": datasets.Image(), "label": names})
-    rows = [{"image": {"bytes": jpeg(), "path": None}, "label": index % 2} for index in range(6)]
+    rows = [{"image": {"bytes": png(), "path": None}, "label": index % 2} for index in range(6)]
     hidden = [{**row, "label": -1} for row in rows]
     (tmp_path / "a").mkdir()
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "a/train.parquet")
@@ -447,13 +418,13 @@ def test_paths_that_do_not_exist(tmp_path):
     stop("save_to_disk", id=str(tmp_path / "saved"))
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="shared data is absent")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared data is absent")
 def test_real_photos():
-    splits = load(DATA / "clothing")
+    splits = load(SHARED / "clothing")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (400, 120, 120)
     assert len(splits.labels) == 10
     for split, number in ((splits.train, 40), (splits.validation, 12), (splits.test, 12)):
         assert Counter(split["label"]) == dict.fromkeys(range(10), number)
     assert len(splits.findings) == 0
-    voc = DATA / "bccd"
+    voc = SHARED / "bccd"
     assert detect_format(DataConfig(id=str(voc))) == "voc"
