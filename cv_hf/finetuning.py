@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import set_seed
+
 from cv_hf import publish
 from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import Splits, load_splits
@@ -81,7 +83,9 @@ def finetune(
     if recipe.hub:
         publish.check_can_write(recipe.hub.repo_id)
 
-    splits = load_splits(recipe.data, task, seed=recipe.train.arguments["seed"])
+    seed = recipe.train.arguments["seed"]
+    splits = load_splits(recipe.data, task, seed=seed)
+    set_seed(seed)  # the new head is drawn from it
     built = build_model(recipe.model, task.auto_class, task.model_fields(splits.labels, splits.train.column_names))
     print(*built.report.lines(), sep="\n", flush=True)
 

@@ -11,6 +11,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from transformers import set_seed
+
 from cv_hf import publish
 from cv_hf.config import load_recipe
 from cv_hf.data import load_splits
@@ -50,6 +52,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
     labels, columns = splits.labels, splits.train.column_names
 
     # The model: a new head for these labels, everything else as pretrained; and the processor that goes with it.
+    set_seed(recipe.train.arguments["seed"])
     model, processor, report, model_commit = build_model(
         recipe.model, task.auto_class, task.model_fields(labels, columns)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,56 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(family) -> its tiny checkpoint of five classes, made once. Tests only read it."""
+    from tests.tiny import tiny_model
+
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = tiny_model(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder that can be learnt: red, green and blue noise, 8 / 4 / 4 images a class, of several shapes."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 4), ("test", 4)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(32, 64, 2)
+                pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
+                pixels[..., channel] += 120
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def recipe(tiny: Callable[..., Path], photos: Path, tmp_path: Path) -> Callable[..., dict]:
+    """(family, **sections) -> a recipe of a few steps in float32, on `photos`, with its own run directory."""
+
+    def make(family: str = "vit", **sections: dict) -> dict:
+        values = {
+            "task": "image-classification",
+            "model": {"id": str(tiny(family))},
+            "data": {"id": str(photos)},
+            "train": {"batch_size": 8, "max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False},
+            "run_dir": str(tmp_path / "run"),
+        }
+        for name, section in sections.items():
+            values[name] = {**values[name], **section} if isinstance(values.get(name), dict) else section
+        return values
+
+    return make

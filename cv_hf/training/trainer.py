@@ -145,7 +145,7 @@ class Trainer(transformers.Trainer):
                 output_dir=str(folder),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
+                use_mtime=False,
             )
         self.accelerator.wait_for_everyone()
 
@@ -153,6 +153,19 @@ class Trainer(transformers.Trainer):
         super()._save(output_dir, state_dict)
         # A pickle of the arguments, which the resolved recipe holds as text.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            _load_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            _load_weights(self.model, self.state.best_model_checkpoint)
 
 
 class LogFile(TrainerCallback):
@@ -212,6 +225,16 @@ class Progress(TrainerCallback):
 def newest_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint of a run, or None; a partial one does not have the name of a checkpoint."""
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _load_weights(model: Any, folder: str) -> None:
+    """Put a checkpoint's weights into the model, every one of them.
+
+    save_pretrained writes many families (ViT among them) under the names that the Hub has had for them, which are not
+    those of the module; Trainer reads them back by name, finds none, and goes on with what it had. from_pretrained
+    knows both.
+    """
+    model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
 
 
 def _size(batch: dict[str, Any]) -> int:
