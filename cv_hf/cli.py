@@ -20,7 +20,6 @@ from cv_hf.errors import CvHfError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code (0 done, 1 a check failed, 2 wrong input, 3 the Hub failed, 130 stopped)."""
     arguments = _parser().parse_args(argv)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         arguments.run(arguments)
     except CvHfError as error:
@@ -102,8 +101,10 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> None:
+    from cv_hf.environment import quiet
     from cv_hf.starter import write_starter
 
+    quiet()
     write_starter(
         arguments.data,
         Path(arguments.out),
@@ -121,8 +122,10 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.nproc and arguments.nproc > 1 and "WORLD_SIZE" not in os.environ:
         _launch(arguments.nproc, arguments.recipe, overrides, arguments.resume)
         return
+    from cv_hf.environment import quiet
     from cv_hf.finetuning import finetune
 
+    quiet()
     run = finetune(arguments.recipe, overrides, resume=arguments.resume)
     if int(os.environ.get("RANK", 0)):
         return
@@ -147,8 +150,10 @@ def _launch(processes: int, recipe: str, overrides: Sequence[str], resume: bool)
 
 def _eval(arguments: argparse.Namespace) -> None:
     from cv_hf.config import load_section
+    from cv_hf.environment import quiet
     from cv_hf.inference import evaluate_model
 
+    quiet()
     data = load_section({"id": arguments.data, "format": arguments.format})
     metrics = evaluate_model(
         arguments.model, data, split=arguments.split, task=arguments.task, batch_size=arguments.batch_size
@@ -163,8 +168,10 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from cv_hf.environment import quiet
     from cv_hf.inference import load_trained, predict_files
 
+    quiet()
     out = Path(arguments.out)
     answers = predict_files(load_trained(arguments.model, arguments.task), arguments.images, out)
     for file, answer in answers.items():

@@ -30,8 +30,10 @@ def classification(folder: Path) -> None:
     """
     print("1/4  EfficientNet-Lite0 (ImageNet weights) and 1,797 handwritten digits", flush=True)
     from cv_hf.data.sample import digits
+    from cv_hf.environment import quiet
     from cv_hf.models.sample import efficientnet_lite0
 
+    quiet()
     model, data = efficientnet_lite0(folder / "efficientnet_lite0"), digits(folder / "digits")
     recipe = folder / "digits.yaml"
     recipe.write_text(f"# cv-hf train {recipe}\n{yaml.safe_dump(_recipe(model, data), sort_keys=False)}", "utf-8")

@@ -1,4 +1,4 @@
-"""Versions and devices, for a bug report. Nothing of the user: no paths, names or tokens."""
+"""What runs here: versions and devices for a bug report (no paths, names or tokens), and who may write to the terminal."""
 
 from __future__ import annotations
 
@@ -40,6 +40,16 @@ def report() -> dict[str, str]:
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "not set"),
         "token": "set" if _has_token() else "not set",
     }
+
+
+def quiet() -> None:
+    """Leave the terminal to this program's own lines: no bars and notes of the libraries below, only their errors."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def _version(package: str) -> str:

@@ -122,9 +122,7 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     arguments = training_arguments(recipe, folder / "checkpoints", metric, known[metric])
     record = recorder(splits.findings, recipe.data.on_bad_sample)
     pixels = pixel_map(built.processor)
-    augment = build_augment(
-        recipe.augment or [], pixels.size if pixels else None, data_seed(arguments)
-    )
+    augment = build_augment(recipe.augment or [], pixels.size if pixels else None, data_seed(arguments))
     # Only where the augmentations end at the model's size can the processor's resizing be left out.
     whole_processor = pixels is None or augment.size is None
     return Trainer(
@@ -152,7 +150,7 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
         early_stopping=recipe.train.early_stopping,
         callbacks=[
             LogFile(folder / "log.jsonl"),
-            Progress(metric, recipe.train.batch_size, disable=bool(arguments.disable_tqdm)),
+            Progress(known, recipe.train.batch_size, disable=bool(arguments.disable_tqdm)),
         ],
     )
 

@@ -95,7 +95,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
         pixels=pixels,
         backbone_lr=recipe.train.backbone_lr,
         early_stopping=recipe.train.early_stopping,
-        callbacks=[LogFile(folder / "log.jsonl"), Progress(metric, recipe.train.batch_size, disable=False)],
+        callbacks=[LogFile(folder / "log.jsonl"), Progress(metrics_known, recipe.train.batch_size, disable=False)],
     )
     trainer.train()
 

@@ -298,11 +298,8 @@ def image_suffixes() -> frozenset[str]:
 
 def relative_name(path: str, root: Path | None) -> str:
     """What to call a file: its path from the dataset's folder, never a path of this machine."""
-    if root is not None:
-        try:
-            return Path(path).relative_to(root).as_posix()
-        except ValueError:
-            pass
+    if root is not None and path.startswith(f"{root}{os.sep}"):
+        return path[len(str(root)) + 1 :].replace(os.sep, "/")
     parts = Path(path).parts
     # The Hub's cache: .../snapshots/<commit>/<path in the repository>.
     if "snapshots" in parts[:-2]:

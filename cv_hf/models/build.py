@@ -89,14 +89,10 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
     # from_pretrained would otherwise ask a service to convert a pickle checkpoint, and open a pull request with it.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _readable_errors(model):
-        config = AutoConfig.from_pretrained(
-            model.id, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-        commit = getattr(config, "_commit_hash", None)
-        config = _encoder_config(config)
-        loader = _model_class(model, config, auto_class)
+        commit = _fetch(model)
         source = {"revision": commit or model.revision, "trust_remote_code": model.trust_remote_code}
-        _require_safetensors(model, config, commit or model.revision)
+        config = _encoder_config(AutoConfig.from_pretrained(model.id, **source))
+        loader = _model_class(model, config, auto_class)
         processor = AutoImageProcessor.from_pretrained(model.id, **source)
         old_labels = _labels(config)
         _apply(config, model.config, fields)
@@ -226,29 +222,44 @@ def _some(names: list[str], count: int = 4) -> str:
     return ", ".join(names[:count]) + more
 
 
-def _require_safetensors(model: ModelConfig, config: PreTrainedConfig, revision: str | None) -> None:
-    names = (transformers.utils.SAFE_WEIGHTS_NAME, transformers.utils.SAFE_WEIGHTS_INDEX_NAME)
+def _fetch(model: ModelConfig) -> str | None:
+    """Bring what is needed from the Hub into its cache, and return the commit; for a folder, only check it.
+
+    from_pretrained would do so as well, but takes a Hub that fails for a file that is not there.
+    """
     folder = Path(model.id)
+    weights = (transformers.utils.SAFE_WEIGHTS_NAME, transformers.utils.SAFE_WEIGHTS_INDEX_NAME)
     if folder.is_dir():
-        if any((folder / name).is_file() for name in names):
-            return
+        commit = None
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model.id: the folder {model.id} holds no model (no config.json).")
+        has_weights = any((folder / name).is_file() for name in weights)
         mend = "load it once with use_safetensors=False where you trust it, and save_pretrained() it"
     else:
-        for name in names:
-            try:
-                huggingface_hub.hf_hub_download(model.id, name, revision=revision)
-                return
-            except LocalEntryNotFoundError:
-                raise
-            except EntryNotFoundError:
-                pass
+        config = _download(model.id, "config.json", model.revision)
+        if config is None:
+            raise ModelError(f"model.id: {model.id} on the Hub holds no Transformers model (no config.json).")
+        commit = config.parent.name
+        _download(model.id, transformers.utils.IMAGE_PROCESSOR_NAME, commit)
+        has_weights = any(_download(model.id, name, commit) for name in weights)
         mend = (
             "https://huggingface.co/spaces/safetensors/convert opens a pull request with one; "
             "then set model.revision to refs/pr/NUMBER"
         )
-    raise ModelError(
-        f"{model.id} has no model.safetensors; pickle files can run code and are not read.\nConvert it: {mend}."
-    )
+    if not has_weights:
+        raise ModelError(
+            f"{model.id} has no model.safetensors; pickle files can run code and are not read.\nConvert it: {mend}."
+        )
+    return commit
+
+
+def _download(repo_id: str, name: str, revision: str | None) -> Path | None:
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo_id, name, revision=revision))
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return None
 
 
 @contextmanager
@@ -322,10 +333,7 @@ def _hub_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | No
 
 
 def _model_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | None:
-    folder = Path(model.id)
     text = str(chain[0])
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        return ModelError(f"model.id: the folder {model.id} holds no model (no config.json).")
     if "trust_remote_code" in text:
         return ModelError(
             f"{model.id} brings its own code, which is not run by default.\n"

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,6 @@ class Trainer(transformers.Trainer):
         # A pickle of the arguments, which the resolved recipe holds as text.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -181,10 +180,16 @@ class LogFile(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A bar on a terminal, a line per log elsewhere; evaluations are always a line of their own."""
+    """A bar on a terminal, a line per log elsewhere; evaluations are always a line of their own.
 
-    def __init__(self, metric: str, samples_per_step: int, disable: bool):
-        self.metric = metric
+    Args:
+        metrics: what is printed of an evaluation; the rest is in log.jsonl.
+        samples_per_step: the global batch size.
+        disable: print nothing.
+    """
+
+    def __init__(self, metrics: Iterable[str], samples_per_step: int, disable: bool):
+        self.metrics = list(metrics)
         self.samples_per_step = samples_per_step
         self.disable = disable
         self.bar: Any = None
@@ -204,18 +209,18 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         logs = logs or {}
-        if self.bar is None or not ("loss" in logs or f"eval_{self.metric}" in logs):
+        if self.bar is None:
             return
+        scores = [f"{name} {logs[f'eval_{name}']:.4f}" for name in self.metrics if f"eval_{name}" in logs]
         if "loss" in logs:
             speed = (state.global_step - self.first) * self.samples_per_step / (time.monotonic() - self.start)
             text = f"loss {logs['loss']:.4f}, {speed:.0f} images/s"
             self.bar.set_postfix_str(text)
             if self.bar.disable:
                 print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
-        else:
-            scores = ", ".join(f"{k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items() if k.startswith("eval_"))
+        elif scores:
             self.bar.clear()
-            print(f"epoch {state.epoch:.3g}: {scores}", flush=True)
+            print(f"epoch {state.epoch:.3g}: {', '.join(scores)}", flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
