@@ -1,4 +1,4 @@
-"""What runs here: versions and devices for a bug report (no paths, names or tokens), and who may write to the terminal."""
+"""What runs here: versions and devices, for a bug report (no paths, names or tokens); and a quiet terminal."""
 
 from __future__ import annotations
 

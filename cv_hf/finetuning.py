@@ -6,6 +6,7 @@ recipe -> splits -> model -> transforms -> Trainer -> model/ -> score -> card ->
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -80,22 +81,27 @@ def finetune(
     task = get_task(recipe.task)
     recipe = resolve(recipe, task)
     folder = open_run(recipe, resume=resume)
-    if recipe.hub:
+    if recipe.hub and is_main():
         publish.check_can_write(recipe.hub.repo_id)
 
     seed = recipe.train.arguments["seed"]
-    splits = load_splits(recipe.data, task, seed=seed)
+    splits = load_splits(recipe.data, task, seed=seed, echo=echo)
     set_seed(seed)  # the new head is drawn from it
     built = build_model(recipe.model, task.auto_class, task.model_fields(splits.labels, splits.train.column_names))
-    print(*built.report.lines(), sep="\n", flush=True)
+    echo("\n".join(built.report.lines()))
 
     trainer = build_trainer(recipe, task, splits, built, folder)
-    print(f"training on {describe(trainer.args)}", flush=True)
+    echo(f"training on {describe(trainer.args)}")
     outcome = train(trainer, folder, resume=resume)
 
-    publish.save_model_folder(trainer.model, built.processor, task.name, splits.labels, folder / "model")
-    metrics = finish(recipe, task, splits, built, folder, outcome)
-    url = publish.push(folder, recipe.hub.repo_id, private=recipe.hub.private) if recipe.hub else None
+    if is_main():
+        publish.save_model_folder(trainer.model, built.processor, task.name, splits.labels, folder / "model")
+    trainer.accelerator.wait_for_everyone()
+    metrics = {"train": outcome, **score_saved(recipe, splits, folder)}
+    url = None
+    if is_main():
+        write_results(recipe, task, splits, built, folder, metrics)
+        url = publish.push(folder, recipe.hub.repo_id, private=recipe.hub.private) if recipe.hub else None
     return Run(folder, folder / "model", metrics, trainer.state.log_history, url)
 
 
@@ -108,8 +114,11 @@ def open_run(recipe: Recipe, *, resume: bool) -> Path:
     folder = Path(recipe.run_dir or f"runs/{recipe.task}")
     if not resume and newest_checkpoint(folder / "checkpoints"):
         raise RecipeError(f"{folder}: holds a run already. Go on with --resume, or choose another with --run-dir.")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            (folder / "log.jsonl").unlink(missing_ok=True)
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     return folder
 
 
@@ -173,19 +182,22 @@ def train(trainer: Trainer, folder: Path, *, resume: bool) -> dict[str, Any]:
     }
 
 
-def finish(
-    recipe: Recipe, task: Task, splits: Splits, built: Built, folder: Path, outcome: dict[str, Any]
-) -> dict[str, Any]:
-    """Score the saved model, reloaded; write metrics.json, the card and a picture of predictions."""
+def score_saved(recipe: Recipe, splits: Splits, folder: Path) -> dict[str, Any]:
+    """Score the saved model, reloaded as pipeline() will load it, on every split that was not trained on."""
     trained = load_trained(folder / "model")
-    scored = {"validation": splits.validation, "test": splits.test}
-    metrics: dict[str, Any] = {"train": outcome}
-    for name, split in scored.items():
-        if split is not None:
-            metrics[name] = score(
-                trained, split, splits.findings, recipe.data, batch_size=recipe.eval.batch_size, name=name
-            )
-    metrics["findings"] = splits.findings.to_dict()
+    held_out = {"validation": splits.validation, "test": splits.test}
+    scores: dict[str, Any] = {
+        name: score(trained, split, splits.findings, recipe.data, batch_size=recipe.eval.batch_size, name=name)
+        for name, split in held_out.items()
+        if split is not None
+    }
+    return {**scores, "findings": splits.findings.to_dict()}
+
+
+def write_results(
+    recipe: Recipe, task: Task, splits: Splits, built: Built, folder: Path, metrics: Mapping[str, Any]
+) -> None:
+    """Write metrics.json, the card and a picture of predictions."""
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     publish.write_card(
         folder / "model" / "README.md",
@@ -198,5 +210,15 @@ def finish(
         data_commit=splits.source.commit,
     )
     shown = splits.validation if splits.test is None else splits.test
-    predictions_sheet(trained, shown, folder / "predictions" / "sheet.png")
-    return metrics
+    predictions_sheet(load_trained(folder / "model"), shown, folder / "predictions" / "sheet.png")
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def echo(line: str) -> None:
+    """Print a line, once over all processes."""
+    if is_main():
+        print(line, flush=True)

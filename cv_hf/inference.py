@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
+from accelerate import PartialState
 
 from cv_hf import publish
 from cv_hf.config import DataConfig, ModelConfig
@@ -59,8 +59,7 @@ def load_trained(model_id: str | Path, task: str | None = None) -> Trained:
         labels = LabelMap.from_dict(notes["labels"])
     else:
         labels = from_class_names([name for _, name in sorted(built.model.config.id2label.items())])
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return Trained(model_id, known, built.model.eval().to(device), built.processor, labels)
+    return Trained(model_id, known, built.model.eval().to(PartialState().device), built.processor, labels)
 
 
 def score(

@@ -1,4 +1,4 @@
-"""One loopback Hub for the whole session. It must stand before huggingface_hub is imported, which reads HF_ENDPOINT once."""
+"""Shared fixtures. The loopback Hub starts here, before huggingface_hub is imported, which reads HF_ENDPOINT once."""
 
 from __future__ import annotations
 

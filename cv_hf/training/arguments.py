@@ -25,6 +25,7 @@ COMMON: dict[str, Any] = {
     # The best and the newest: one to publish, one to go on from.
     "save_total_limit": 2,
     "logging_steps": 10,
+    "disable_tqdm": False,
     # A loss that is not finite must be seen, not replaced by the mean of the others.
     "logging_nan_inf_filter": False,
     # Without it a resumed run forgets how long it has been waiting for an improvement.

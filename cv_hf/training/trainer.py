@@ -114,6 +114,11 @@ class Trainer(transformers.Trainer):
         scalars = {
             f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, int | float)
         }
+        if f"{metric_key_prefix}_{self.args.metric_for_best_model}" not in scalars:
+            raise DataError(
+                f"eval.metric {self.args.metric_for_best_model!r} has no value on this validation split (has any of "
+                f"its classes a positive sample?). Choose another metric or split. It has: {', '.join(metrics)}."
+            )
         self.log(scalars)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scalars)
         return scalars
