@@ -89,10 +89,11 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
     # from_pretrained would otherwise ask a service to convert a pickle checkpoint, and open a pull request with it.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _readable_errors(model):
-        commit = _fetch(model)
+        commit = _commit(model)
         source = {"revision": commit or model.revision, "trust_remote_code": model.trust_remote_code}
         config = _encoder_config(AutoConfig.from_pretrained(model.id, **source))
         loader = _model_class(model, config, auto_class)
+        _fetch(model, commit)
         processor = AutoImageProcessor.from_pretrained(model.id, **source)
         old_labels = _labels(config)
         _apply(config, model.config, fields)
@@ -222,41 +223,48 @@ def _some(names: list[str], count: int = 4) -> str:
     return ", ".join(names[:count]) + more
 
 
-def _fetch(model: ModelConfig) -> str | None:
-    """Bring what is needed from the Hub into its cache, and return the commit; for a folder, only check it.
-
-    from_pretrained would do so as well, but takes a Hub that fails for a file that is not there.
-    """
-    folder = Path(model.id)
-    weights = (transformers.utils.SAFE_WEIGHTS_NAME, transformers.utils.SAFE_WEIGHTS_INDEX_NAME)
-    if folder.is_dir():
-        commit = None
-        if not (folder / "config.json").is_file():
+def _commit(model: ModelConfig) -> str | None:
+    """Return the Hub commit of the checkpoint, None for a folder."""
+    if Path(model.id).is_dir():
+        if not (Path(model.id) / "config.json").is_file():
             raise ModelError(f"model.id: the folder {model.id} holds no model (no config.json).")
-        has_weights = any((folder / name).is_file() for name in weights)
+        return None
+    config = _download(model.id, "config.json", model.revision)
+    if config is None:
+        raise ModelError(f"model.id: {model.id} on the Hub holds no Transformers model (no config.json).")
+    return config.parent.name
+
+
+def _fetch(model: ModelConfig, commit: str | None) -> None:
+    """Bring weights and processor from the Hub into its cache; of a folder, only see that the weights are there.
+
+    from_pretrained would fetch them as well, but takes a file that the Hub fails to send for one that it lacks.
+    """
+    weights = (transformers.utils.SAFE_WEIGHTS_NAME, transformers.utils.SAFE_WEIGHTS_INDEX_NAME)
+    if commit is None:
+        found = any((Path(model.id) / name).is_file() for name in weights)
         mend = "load it once with use_safetensors=False where you trust it, and save_pretrained() it"
     else:
-        config = _download(model.id, "config.json", model.revision)
-        if config is None:
-            raise ModelError(f"model.id: {model.id} on the Hub holds no Transformers model (no config.json).")
-        commit = config.parent.name
         _download(model.id, transformers.utils.IMAGE_PROCESSOR_NAME, commit)
-        has_weights = any(_download(model.id, name, commit) for name in weights)
+        found = any(_download(model.id, name, commit) for name in weights)
         mend = (
             "https://huggingface.co/spaces/safetensors/convert opens a pull request with one; "
             "then set model.revision to refs/pr/NUMBER"
         )
-    if not has_weights:
+    if not found:
         raise ModelError(
             f"{model.id} has no model.safetensors; pickle files can run code and are not read.\nConvert it: {mend}."
         )
-    return commit
 
 
 def _download(repo_id: str, name: str, revision: str | None) -> Path | None:
     try:
         return Path(huggingface_hub.hf_hub_download(repo_id, name, revision=revision))
     except LocalEntryNotFoundError:
+        # Offline, the cache may still know that the repository lacks the file.
+        known = huggingface_hub.try_to_load_from_cache(repo_id, name, revision=revision)
+        if known is huggingface_hub._CACHED_NO_EXIST:
+            return None
         raise
     except EntryNotFoundError:
         return None
