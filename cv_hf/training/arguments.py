@@ -75,6 +75,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
         )
     workers = given.get("dataloader_num_workers", _workers(devices, accelerated))
     best = "no" not in (given["eval_strategy"], given["save_strategy"])
+    if recipe.train.ema is not None:
+        raise RecipeError("train.ema is not built yet for this task; leave it null.")
     if recipe.train.early_stopping and not best:
         raise RecipeError("train.early_stopping needs evaluations and checkpoints: set eval_strategy, save_strategy.")
     values = {

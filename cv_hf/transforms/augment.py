@@ -26,6 +26,9 @@ import cv2
 # Loader workers are the parallelism; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(0)
 
+# Where the processor will resize anyhow, a crop keeps enough pixels for it to choose from.
+_BEFORE_PROCESSOR = (256, 256)
+
 
 class Augment:
     """A seeded albumentations pipeline on uint8 RGB.
@@ -67,7 +70,7 @@ def build_augment(
     Args:
         names: albumentations class names, or {name: arguments}. An operation that takes a size and is given none gets
             `size`.
-        size: (height, width) of the model's input; None where it differs between images.
+        size: (height, width) of the model's input; None where only the processor itself can make that input.
         seed: the run's seed.
 
     Raises:
@@ -88,10 +91,10 @@ def build_augment(
         if unknown:
             raise RecipeError(f"augment: {name} has no argument {unknown[0]!r}.{did_you_mean(unknown[0], accepted)}")
         if sets_size(kind):
-            if size is not None:
-                given = {"size": size} if "size" in accepted else {"height": size[0], "width": size[1]}
-                arguments = {**given, **arguments}
-            ends_at_size = True
+            height, width = size or _BEFORE_PROCESSOR
+            given = {"size": (height, width)} if "size" in accepted else {"height": height, "width": width}
+            arguments = {**given, **arguments}
+            ends_at_size = size is not None
             # Plain bilinear reads 4 pixels however far it shrinks; the processors that evaluate average all of them.
             if "area_for_downscale" in accepted:
                 arguments.setdefault("area_for_downscale", "image")
