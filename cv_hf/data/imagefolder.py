@@ -68,14 +68,13 @@ def split_folders(root: Path) -> dict[str, Path]:
     """The split folders of a dataset's folder, or {"train": root} if its folders are classes.
 
     A folder called `train` (or val, test, ...) is a split if it holds folders or metadata, and a class if it
-    holds images.
+    holds images; beside such a split, one that holds images is a split without labels.
     """
-    holding = {
-        path.name: path
-        for path in _folders(root, root)
-        if metadata_of(path) or any(entry.is_dir() for entry in _entries(path))
-    }
-    return holding if any(role_of(name) for name in holding) else {"train": root}
+    folders = _folders(root, root)
+    holding = [path for path in folders if metadata_of(path) or any(entry.is_dir() for entry in _entries(path))]
+    if not any(role_of(path.name) for path in holding):
+        return {"train": root}
+    return {path.name: path for path in folders if path in holding or role_of(path.name)}
 
 
 def metadata_of(folder: Path) -> Path | None:
@@ -93,13 +92,15 @@ def _read_classes(
 ) -> datasets.Dataset:
     paths, labels = [], []
     ids = {name: index for index, name in enumerate(classes)}
-    for entry in _entries(folder):
+    entries = _entries(folder)
+    has_classes = any(entry.is_dir() for entry in entries)
+    for entry in entries:
         name = Path(entry.path).relative_to(root).as_posix()
         if entry.is_dir():
             for path in _images(entry.path, root, findings, on_bad_sample, {os.path.realpath(folder)}):
                 paths.append(path)
                 labels.append(ids[entry.name])
-        elif Path(entry.name).suffix.lower() in image_suffixes():
+        elif has_classes and Path(entry.name).suffix.lower() in image_suffixes():
             findings.drop("missing-label", name, "the image stands in no class folder", on_bad_sample)
     return datasets.Dataset.from_dict(
         {"image": pa.array(paths, pa.string()), "label": pa.array(labels, pa.int64())},

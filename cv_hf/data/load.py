@@ -23,7 +23,7 @@ from cv_hf.data.findings import Findings
 from cv_hf.data.images import check_images, relative_name
 from cv_hf.data.labels import LabelMap
 from cv_hf.data.source import Source
-from cv_hf.data.splits import ROLES, check_split, choose_splits, hold_out, subset
+from cv_hf.data.splits import ROLES, check_split, choose_splits, hold_out, subset, usual_split
 from cv_hf.errors import DataError
 from cv_hf.task import Task
 
@@ -86,8 +86,8 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
             if len(split) > data.max_samples:
                 splits[role] = split.select(subset(task.strata(split), data.max_samples, seed))
     splits = {role: check_images(split, findings, data.on_bad_sample) for role, split in splits.items()}
-    for role in ("train", "validation"):
-        _refuse_empty(splits[role], role, data, findings)
+    for role, split in splits.items():
+        _refuse_empty(split, role, data, findings)
     if None not in (present := set(task.strata(splits["train"]))):
         for name in labels.names:
             if name not in present:
@@ -117,7 +117,7 @@ def load_split(
     findings = Findings()
     source = read(data, task, [], findings, split)
     names = list(source.splits)
-    for name in _candidates(names, split):
+    for name in _candidates(names, split, data.id):
         rows = _named({"test": task.canonical(source.splits[name], data)}, {"test": name}, source.root)
         encoded = task.encode(rows["test"], labels.with_sources_of(task.label_map(rows, data)))
         missing = _unlabelled(encoded)
@@ -127,7 +127,7 @@ def load_split(
         raise DataError(f"{data.id}: no sample of {split or ', '.join(names)} has a label.")
     encoded = _without_unlabelled(encoded, missing, findings, data.on_bad_sample)
     if data.max_samples is not None and len(encoded) > data.max_samples:
-        encoded = encoded.select(range(data.max_samples))
+        encoded = encoded.select(subset(task.strata(encoded), data.max_samples, seed=0))
     encoded = check_images(encoded, findings, data.on_bad_sample)
     _refuse_empty(encoded, name, data, findings)
     echo(f"data: {data.id}: {source.format}; {name} {len(encoded)}")
@@ -181,17 +181,15 @@ def _quiet() -> Iterator[None]:
             huggingface_hub.utils.enable_progress_bars()
 
 
-def _candidates(names: Sequence[str], split: str | None) -> list[str]:
-    if split is None and len(names) == 1:
-        return list(names)
-    roles, _ = choose_splits([*names, "train"] if "train" not in names else names)
-    if split is None:
-        if found := [roles[role] for role in ("test", "validation") if role in roles]:
-            return found
-        raise DataError(f"there is no test or validation split; name one with --split. Splits: {', '.join(names)}.")
-    return [
-        split if split in names else roles[split] if roles.get(split) in names else check_split(split, names, "split")
-    ]
+def _candidates(names: Sequence[str], split: str | None, id: str) -> list[str]:
+    """The splits to try for a model's evaluation, see `load_split`."""
+    if split is not None:
+        usual = usual_split(names, split) if split in ROLES and split not in names else None
+        return [usual or check_split(split, names, id)]
+    found = [name for role in ("test", "validation") if (name := usual_split(names, role)) is not None]
+    if not found and len(names) > 1:
+        raise DataError(f"{id}: there is no test or validation split; name one with --split: {', '.join(names)}.")
+    return found or list(names)
 
 
 def _named(
@@ -207,14 +205,10 @@ def _named(
     counts = Counter(name for split in names.values() for name in split)
     named = {}
     for role, split in rows.items():
-        unique = [
-            f"{chosen[role]}[{index}]"
-            if name is None
-            else name
-            if counts[name] == 1
-            else f"{chosen[role]}[{index}] {name}"
-            for index, name in enumerate(names[role])
-        ]
+        unique = []
+        for index, name in enumerate(names[role]):
+            place = f"{chosen[role]}[{index}]"
+            unique.append(name if counts[name] == 1 and name is not None else f"{place} {name}" if name else place)
         named[role] = split.add_column("file", pa.array(unique, pa.string()), feature=datasets.Value("string"))
     return named
 

@@ -25,6 +25,12 @@ def role_of(name: str) -> str | None:
     return next((role for role in ROLES if lower in USUAL_NAMES[role]), None)
 
 
+def usual_split(names: Sequence[str], role: str) -> str | None:
+    """The split that is named for a role, or None; of several, the one with the most usual name."""
+    by_lower = {name.lower(): name for name in reversed(names)}
+    return next((by_lower[name] for name in USUAL_NAMES[role] if name in by_lower), None)
+
+
 def check_split(name: str, names: Sequence[str], where: str = "data.splits") -> str:
     """Return `name`, which must be one of the splits.
 
@@ -58,12 +64,9 @@ def choose_splits(
     }
     held_out = {role: part for role, part in given.items() if not isinstance(part, str)}
     free = [name for name in names if name not in chosen.values()]
-    by_lower = {name.lower(): name for name in reversed(free)}
     for role in ROLES:
-        if role not in given:
-            usual = next((by_lower[name] for name in USUAL_NAMES[role] if name in by_lower), None)
-            if usual is not None:
-                chosen[role] = usual
+        if role not in given and (usual := usual_split(free, role)) is not None:
+            chosen[role] = usual
     if "train" not in chosen:
         if len(names) != 1 or "train" in given or chosen:
             raise DataError(

@@ -58,9 +58,7 @@ def read(
         raise DataError(f"data.images: there is no folder {images}.")
     root = root.parent if root.is_file() else root
     splits = {
-        name: with_image_paths(
-            _read_files(paths), base or paths[0].parent, column, findings, on_bad_sample, absolute=base is not None
-        )
+        name: with_image_paths(_read_files(paths), base or paths[0].parent, column, findings, on_bad_sample)
         for name, paths in files.items()
     }
     return Source(id, "parquet", splits, root=base or root)
@@ -120,11 +118,10 @@ def with_image_paths(
     column: str | None,
     findings: Findings,
     on_bad_sample: str,
-    absolute: bool = False,
 ) -> datasets.Dataset:
     """Turn a column of image paths into undecoded images with full paths.
 
-    Rows whose path leads out of `base` are dropped; an absolute path is refused unless `absolute`.
+    Rows whose path, absolute or not, leads out of `base` are dropped.
     Embedded images stay as they are. A table without an image column is returned as it is.
     """
     try:
@@ -149,7 +146,7 @@ def with_image_paths(
     else:
         raise DataError(f"column {column!r} holds neither images nor paths of images.")
     kept, paths = [], []
-    inside = _Inside(base, absolute)
+    inside = _Inside(base)
     for index, name in enumerate(names):
         if name is None or (content is not None and content[index] is not None):
             path = name
@@ -171,17 +168,13 @@ def with_image_paths(
 class _Inside:
     """Resolves paths from a folder that they must not leave; links are followed once per folder and file."""
 
-    def __init__(self, base: Path, absolute: bool) -> None:
-        self.base, self.absolute = os.path.abspath(base), absolute
+    def __init__(self, base: Path) -> None:
+        self.base = os.path.abspath(base)
         self.real = os.path.realpath(base)
         self.folders: dict[str, bool] = {}
 
     def __call__(self, name: str) -> str | None:
-        if os.path.isabs(name) and not self.absolute:
-            return None
         path = os.path.normpath(os.path.join(self.base, name))
-        if not path.startswith(self.base.rstrip(os.sep) + os.sep):
-            return None
         folder = os.path.dirname(path)
         if folder not in self.folders:
             self.folders[folder] = self._holds(folder)

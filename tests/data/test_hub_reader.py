@@ -65,6 +65,15 @@ def test_a_dataset_of_parquet_files(hub):
     refused(DataError, "no revision 'nope'", "tester/pets", revision="nope")
 
 
+def test_a_push_between_resolving_and_loading_changes_nothing(hub, monkeypatch):
+    repository = hub.add_repo("tester/moving", type="dataset", files={"train.parquet": parquet(8)})
+    old = hub_reader._resolve("tester/moving", None)
+    repository.commit({"train.parquet": parquet(20)})
+    monkeypatch.setattr(hub_reader, "_resolve", lambda id, revision: old)
+    source = hub_reader.read("tester/moving")
+    assert (source.commit, len(source.splits["train"])) == (old, 8)
+
+
 def test_a_dataset_of_image_files(hub):
     files = {f"{split}/{name}/{i}.png": png(i) for split in ("train", "test") for name in NAMES for i in range(4)}
     hub.add_repo("tester/folders", type="dataset", files=files)

@@ -362,12 +362,18 @@ decode({path!r})
     assert "Bomb" not in run.stderr
 
 
-def test_postscript_never_runs(tmp_path):
+def test_postscript_never_runs(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(
+        "PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: ran.append(1) or PIL.Image.new("RGB", (9, 9)).im
+    )
     path = tmp_path / "a.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
-    assert PIL.Image.open(path).format == "EPS"
+    PIL.Image.open(path).load()
+    assert ran == [1]
     with pytest.raises(UnreadableImage):
         decode(path)
+    assert ran == [1]
 
 
 def test_errors_cross_processes():

@@ -85,6 +85,14 @@ def test_split_folders(tmp_path):
     stop("there is no split 'vaild'. Did you mean 'valid'", id=root, splits={"validation": "vaild"})
 
 
+def test_a_test_folder_without_classes_is_left_out(tmp_path):
+    splits = load(write(tmp_path, images("train/dog", "train/cat", "test")))
+    assert splits.test is None
+    assert splits.lines[0] == "data: the split test has no labels, and is left out"
+    write(tmp_path, images("val"))
+    stop("no sample is left in validation", id=str(tmp_path))
+
+
 def test_a_class_called_train_is_a_class(tmp_path):
     splits = load(write(tmp_path, images("train", "car", "boat")))
     assert splits.labels.names == ("boat", "car", "train")
@@ -232,7 +240,8 @@ def test_paths_do_not_leave_the_folder(tmp_path):
     (tmp_path / "data/linked").symlink_to(tmp_path / "outside")
     outside = ["../outside/secret.png", str(tmp_path / "outside/secret.png"), "link.png", "linked/secret.png", "."]
     good = [f"inner/{index}.png" for index in range(6)]
-    rows = [{"image": name, "label": index % 2} for index, name in enumerate(good + outside)]
+    named = [*good[:5], str(tmp_path / "data" / good[5])]
+    rows = [{"image": name, "label": index % 2} for index, name in enumerate(named + outside)]
     root = write(tmp_path / "data", dict.fromkeys(good) | {"train.csv": written_csv(rows)})
     splits = load(root)
     assert sorted(splits.findings.to_dict()["path-outside"]["files"]) == sorted(outside)
@@ -381,7 +390,15 @@ def test_a_split_for_a_model_that_has_its_labels(pets, tmp_path):
         load_split(DataConfig(id=pets), TASK, LabelMap(("cat", "dog"), (0, 1)), "train", lines.append)
     with pytest.raises(DataError, match="there is no split 'tset'"):
         load_split(DataConfig(id=pets), TASK, model, "tset", lines.append)
-    extra = write(tmp_path / "more", images("train/cat", "fold/cat", number=2))
+    extra = write(tmp_path / "more", images("train2017/cat", "fold/cat", "trial/cat", number=2))
+    assert len(load_split(DataConfig(id=extra), TASK, model, "train", lines.append)[0]) == 2
+    two = write(tmp_path / "two", {"a.parquet": None, "b.parquet": None})
+    for name in ("a", "b"):
+        rows = datasets.Dataset.from_dict({"image": [png()] * 3, "label": ["cat", "cat", "owl"]})
+        rows.to_parquet(tmp_path / f"two/{name}.parquet")
+    with pytest.raises(DataError, match="no test or validation split; name one with --split: a, b"):
+        load_split(DataConfig(id=two), TASK, model, None, lines.append)
+    assert load_split(DataConfig(id=two), TASK, model, "b", lines.append)[0]["label"][:] == [1, 1, 0]
     assert len(load_split(DataConfig(id=extra), TASK, model, "fold", lines.append)[0]) == 2
 
 
