@@ -248,4 +248,4 @@ def _load_weights(model: Any, folder: str) -> None:
 
 
 def _size(batch: dict[str, Any]) -> int:
-    return len(batch["pixel_values"])
+    return len(next(iter(batch.values())))

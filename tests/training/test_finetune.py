@@ -78,9 +78,9 @@ def test_a_photo_that_only_decoding_finds_broken_is_replaced_in_its_batch(recipe
         image.load()
     run = finetune(recipe(data={"id": str(copied)}, train={"dataloader_num_workers": 2}))
     assert run.metrics["findings"]["unreadable-image"]["files"] == ["train/red/3.png"]
+    stop = recipe(data={"id": str(copied), "on_bad_sample": "stop"}, train={"dataloader_num_workers": 2})
     with pytest.raises(DataError, match=r"train/red/3\.png"):
-        values = recipe(data={"id": str(copied), "on_bad_sample": "stop"}, train={"dataloader_num_workers": 2})
-        finetune(values | {"run_dir": str(run.folder) + "-2"})
+        finetune(stop | {"run_dir": str(run.folder) + "-2"})
 
 
 @pytest.fixture
