@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, field_validator
+from pydantic_core import PydanticCustomError
 
 from cv_hf.errors import RecipeError, did_you_mean
 
@@ -72,8 +73,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def _either(expected: str) -> WrapValidator:
+    """Say what is expected in one phrase, where pydantic would name each member of the union."""
+
+    def check(value: Any, validate: Any) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise PydanticCustomError("either", "{expected}", {"expected": f"should be {expected}"}) from None
+
+    return WrapValidator(check)
+
+
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 PerClass = Annotated[int, Field(ge=1)]
+ImageSize = Annotated[PerClass | tuple[PerClass, PerClass], _either("an integer or [height, width]")]
+Part = Annotated[
+    str | PerClass | Share, _either("the name of a split, a share between 0 and 1, or a number of samples per class")
+]
+Labels = Annotated[
+    list[str] | str | dict[int | str, str],
+    _either("a list of names, {id: name} or a file; quote a name that is a number, yes or no"),
+]
+Augmentation = Annotated[str | dict[str, dict[str, Any] | None], _either("a name or {name: {argument: value}}")]
 
 
 class ModelConfig(Section):
@@ -81,7 +103,7 @@ class ModelConfig(Section):
 
     id: str
     revision: str | None = None
-    image_size: PerClass | tuple[PerClass, PerClass] | None = None
+    image_size: ImageSize | None = None
     freeze: Literal["none", "backbone"] = "none"
     config: dict[str, Any] = {}
     trust_remote_code: bool = False
@@ -100,10 +122,10 @@ class DataConfig(Section):
     format: Literal[FORMATS] | None = None  # type: ignore[valid-type]
     config: str | None = None
     revision: str | None = None
-    splits: dict[Literal["train", "validation", "test"], str | PerClass | Share] | None = None
+    splits: dict[Literal["train", "validation", "test"], Part] | None = None
     columns: dict[str, str] = {}
     box_format: Literal["xywh", "xyxy", "cxcywh_norm"] | None = None
-    labels: list[str] | str | dict[int | str, str] | None = None
+    labels: Labels | None = None
     ignore_index: int | None = None
     max_samples: PerClass | None = None
     on_bad_sample: Literal["skip", "stop"] = "skip"
@@ -119,7 +141,7 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """What `transformers.TrainingArguments` lacks; its own fields stand beside these, under their own names."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow")
 
     batch_size: PerClass = 16
     backbone_lr: Annotated[float, Field(gt=0.0)] | None = None
@@ -152,7 +174,7 @@ class Recipe(Section):
     task: Literal[TASKS]  # type: ignore[valid-type]
     model: ModelConfig
     data: DataConfig
-    augment: list[str | dict[str, dict[str, Any] | None]] | None = None
+    augment: list[Augmentation] | None = None
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     hub: HubConfig | None = None
@@ -160,7 +182,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every value written out, in the order of the documentation."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -178,13 +200,15 @@ def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequ
         where = str(recipe)
         values = _read_yaml(Path(recipe))
     elif isinstance(recipe, Recipe):
-        values = recipe.model_dump(mode="json")
+        values = recipe.model_dump()
     else:
         values = dict(recipe)
     for override in overrides:
         values = _override(values, override)
     if isinstance(recipe, (str, Path)) and values.get("run_dir") is None:
         values["run_dir"] = f"runs/{Path(recipe).stem}"
+    # A section whose lines are all commented out reads as null.
+    values = {key: value for key, value in values.items() if value is not None}
     try:
         checked = Recipe.model_validate(values)
     except ValidationError as error:
@@ -202,7 +226,7 @@ def load_section(values: Mapping[str, Any]) -> DataConfig:
     try:
         return DataConfig.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
-        raise RecipeError(f"data: {_first_error(error)}") from None
+        raise RecipeError(_first_error(error, "data")) from None
 
 
 def check_training_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,12 +244,12 @@ def check_training_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"train.{name} is not used here. Use instead: {REPLACED[name]}.")
         if name not in fields:
             near = did_you_mean(name, [*fields, *TrainConfig.model_fields])
-            raise RecipeError(f"train.{name} is not a known key.{near}")
+            raise RecipeError(f"train.{_key(name)} is not a known key.{near}")
         try:
             checked[name] = fields[name].validate_python(value)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise RecipeError(f"train.{name}: {reason[0].lower()}{reason[1:]} (got {value!r}).") from None
+            reason = _clipped(error.errors()[0]["msg"])
+            raise RecipeError(f"train.{name}: {reason[0].lower()}{reason[1:]} (got {_clipped(repr(value))}).") from None
     return checked
 
 
@@ -244,8 +268,17 @@ def _training_argument_types() -> dict[str, TypeAdapter]:
     return adapters
 
 
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {None}
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases (a few lines of them can expand to gigabytes) and without repeated keys."""
+    """YAML of values only: no aliases (a few lines of them can expand to gigabytes), repeated keys, dates or bytes."""
+
+    yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN}
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag in _PLAIN]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -254,18 +287,19 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        mapping = super().construct_mapping(node, deep=deep)
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+        return mapping
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else "cannot be read"
         raise RecipeError(
             f"{path}: the recipe {reason}. `cv-hf recipes list` shows ready ones, `cv-hf init DATA` writes one."
@@ -282,7 +316,9 @@ def _parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{where}:{line} not valid YAML: {getattr(error, 'problem', error)}.") from None
+        raise RecipeError(f"{where}:{line} not valid YAML: {_clipped(getattr(error, 'problem', error))}.") from None
+    except (ValueError, LookupError) as error:  # a value that is not of the type that its tag says
+        raise RecipeError(f"{where}: not valid YAML: {_clipped(error)}.") from None
     except RecursionError:
         raise RecipeError(f"{where}: nested too deeply.") from None
 
@@ -291,7 +327,7 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise RecipeError(f"{override!r}: an override is written key.sub=value, as in train.batch_size=8.")
-    value = _parse_yaml(text, override)
+    value = _parse_yaml(text, repr(override))
     values = dict(values)
     section = values
     *parents, last = key.split(".")
@@ -305,29 +341,33 @@ def _override(values: dict[str, Any], override: str) -> dict[str, Any]:
     return values
 
 
-def _first_error(error: ValidationError) -> str:
+def _first_error(error: ValidationError, prefix: str = "") -> str:
+    """One line about what is wrong; `prefix` is the section, where only that was validated."""
     errors = error.errors()
-    first = errors[0]
-    # pydantic appends the tried type of a union to the path; the user wrote only the keys.
-    keys = [str(part) for part in first["loc"]]
-    known: type[BaseModel] | None = Recipe
-    path = []
-    for key in keys:
-        path.append(key)
-        if known is None or key not in known.model_fields:
-            break
-        annotation = known.model_fields[key].annotation
-        parts = typing.get_args(annotation) or (annotation,)
-        known = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
-        if known is None and len(keys) > len(path) and first["type"] != "extra_forbidden":
-            if not str(keys[len(path)]).isidentifier() or typing.get_origin(annotation) not in (dict, list):
-                break
-    name = ".".join(path)
-    more = f" ({len(errors) - 1} more)" if len({tuple(e["loc"][:2]) for e in errors}) > 1 else ""
+    # A key that is not known explains one that is missing.
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
+    path = [*([prefix] if prefix else []), *(part for part in first["loc"] if part != "[key]")]
+    name = ".".join(map(_key, path))
+    more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
-        fields = known.model_fields if known else {}
-        return f"{name} is not a known key.{did_you_mean(path[-1], fields)}{more}"
+        section: Any = Recipe
+        for key in path[:-1]:
+            hint = section.model_fields[key].annotation
+            section = next(part for part in (hint, *typing.get_args(hint)) if hasattr(part, "model_fields"))
+        return f"{name} is not a known key.{did_you_mean(path[-1], section.model_fields)}{more}"
     if first["type"] == "missing":
         return f"{name} is missing.{more}"
-    reason = first["msg"].removeprefix("Value error, ")
-    return f"{name}: {reason[0].lower()}{reason[1:]} (got {str(first['input'])[:80]!r}).{more}"
+    reason = _clipped(first["msg"].removeprefix("Value error, "))
+    if first["type"] in ("model_type", "dict_type"):
+        reason = "should be a section of `key: value` lines"
+    return f"{name}: {reason[0].lower()}{reason[1:]} (got {_clipped(repr(first['input']))}).{more}"
+
+
+def _key(key: Any) -> str:
+    """A key as it can stand in one line of a terminal."""
+    return _clipped(key if str(key).isprintable() else ascii(key))
+
+
+def _clipped(value: Any, limit: int = 200) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
