@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from cv_hf.config import ModelConfig
-from cv_hf.errors import CvHfError, HubError, ModelError, did_you_mean
+from cv_hf.errors import CvHfError, HubError, ModelError, causes, did_you_mean
 from cv_hf.models.image_size import change_image_size
 from cv_hf.models.parts import output_parameters, outside_backbone
 
@@ -86,8 +85,6 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
         ModelError: no such model, one of another task, or weights that do not fit it.
         HubError: the Hub could not be reached or failed.
     """
-    # from_pretrained would otherwise ask a service to convert a pickle checkpoint, and open a pull request with it.
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _readable_errors(model):
         commit = _commit(model)
         source = {"revision": commit or model.revision, "trust_remote_code": model.trust_remote_code}
@@ -238,7 +235,8 @@ def _commit(model: ModelConfig) -> str | None:
 def _fetch(model: ModelConfig, commit: str | None) -> None:
     """Bring weights and processor from the Hub into its cache; of a folder, only see that the weights are there.
 
-    from_pretrained would fetch them as well, but takes a file that the Hub fails to send for one that it lacks.
+    from_pretrained would fetch them as well, but takes a file that the Hub fails to send for one that it lacks, and
+    has a service convert a pickle checkpoint, which opens a pull request with the result.
     """
     weights = (transformers.utils.SAFE_WEIGHTS_NAME, transformers.utils.SAFE_WEIGHTS_INDEX_NAME)
     if commit is None:
@@ -293,17 +291,11 @@ def _readable_errors(model: ModelConfig) -> Iterator[None]:
     except CvHfError:
         raise
     except Exception as error:
-        chain = list(_chain(error))
+        chain = causes(error)
         readable = _hub_error(model, chain) or _model_error(model, chain)
         if readable is None:
             raise
         raise readable from None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _hub_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | None:

@@ -106,16 +106,8 @@ def _copy_weights(
         if state[name].shape == tensor.shape and not is_index:
             state[name] = tensor
         elif name in parameters:
-            patches = _patch_sizes(old)
-            state[name] = _interpolate(name, tensor, state[name].shape, old_size, new_size, patches)
+            state[name] = _interpolate(name, tensor, state[name].shape, old_size, new_size)
     new.load_state_dict(state)
-
-
-def _patch_sizes(model: PreTrainedModel) -> set[int]:
-    patch = getattr(_image_config(model.config), "patch_size", None)
-    if model.config.model_type == "timm_wrapper":
-        patch = getattr(getattr(model.timm_model, "patch_embed", None), "patch_size", None)
-    return {patch} if isinstance(patch, int) else set(patch or ())
 
 
 def _interpolate(
@@ -124,15 +116,14 @@ def _interpolate(
     shape: torch.Size,
     old_size: tuple[int, int],
     new_size: tuple[int, int],
-    patches: set[int],
 ) -> torch.Tensor:
     """Resample a table of positions (..., tokens, channels) or of relative positions (offsets, heads)."""
     readings = list(_readings(table.shape, shape, old_size, new_size))
     if not readings:
         raise ModelError(f"model.image_size: {name} {tuple(table.shape)} cannot be resampled to {tuple(shape)}.")
 
-    def doubt(reading: _Reading) -> tuple[bool, bool, int]:
-        return reading.patch not in patches, any(edge % reading.patch for edge in old_size), reading.extra
+    def doubt(reading: _Reading) -> tuple[bool, int]:
+        return any(edge % reading.patch for edge in old_size), reading.extra
 
     axis, is_relative, extra, patch = min(readings, key=doubt)
     if any(edge % patch for edge in new_size):
@@ -177,14 +168,9 @@ def _readings(
 
 def _resized_processor(processor: Any, old: tuple[int, int], new: tuple[int, int]) -> Any | None:
     """Return a processor that makes `new` of an image of any aspect ratio, resizing and cropping as before."""
-    settings = processor.to_dict()
-    if "data_config" in settings:  # timm's, which is saved with the model
-        data = {**settings["data_config"], "input_size": (3, *new)}
-        candidates = [type(processor)(pretrained_cfg=data, architecture=settings.get("architecture"))]
-    else:
-        candidates = [_with_sizes(processor, sizes) for sizes in _candidate_sizes(settings, old, new)]
-    for candidate in candidates:
+    for settings in _candidate_settings(processor.to_dict(), old, new):
         try:
+            candidate = type(processor)(**settings)
             made = output_sizes(candidate)
         except Exception:
             # Each processor class refuses in its own way the kinds of size that it does not know.
@@ -194,30 +180,23 @@ def _resized_processor(processor: Any, old: tuple[int, int], new: tuple[int, int
     return None
 
 
-def _with_sizes(processor: Any, sizes: dict[str, Any]) -> Any:
-    return type(processor).from_dict({**processor.to_dict(), **sizes})
-
-
-def _candidate_sizes(settings: dict[str, Any], old: tuple[int, int], new: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """Yield new size settings: everything scaled alike, so that the share of the image that is cropped stays."""
-    growth = max(new[0] / old[0], new[1] / old[1])
-
-    def scaled(value: Any) -> Any:
+def _candidate_settings(
+    settings: dict[str, Any], old: tuple[int, int], new: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Yield new settings, best first: all sizes scaled alike, so that the share of the image that is cropped stays."""
+    if "data_config" in settings:
+        # timm's, whose settings are saved with the model's.
+        data = {**settings["data_config"], "input_size": (3, *new)}
+        yield {"pretrained_cfg": data, "architecture": settings["architecture"]}
+        return
+    growth = {"height": new[0] / old[0], "width": new[1] / old[1]}
+    most = max(growth.values())
+    sizes = {}
+    for name in ("size", "crop_size", "resize_short", "pad_size"):
+        value = settings.get(name)
         if isinstance(value, dict):
-            edges = {"height": new[0] / old[0], "width": new[1] / old[1]}
-            return {
-                name: None if edge is None else round(edge * edges.get(name, growth)) for name, edge in value.items()
-            }
-        return round(value * growth) if isinstance(value, int) else value
-
-    names = [name for name in ("size", "crop_size", "resize_short", "pad_size") if settings.get(name)]
-    yield {name: scaled(settings[name]) for name in names}
-    exact = {"height": new[0], "width": new[1]}
-    if settings.get("do_center_crop"):
-        short = {"shortest_edge": round(max(new) * _short(settings["size"], max(old)) / max(old))}
-        yield {"size": short, "crop_size": exact}
-    yield {"size": exact, "do_center_crop": False}
-
-
-def _short(size: dict[str, int], default: int) -> int:
-    return size.get("shortest_edge") or min((size.get("height") or default, size.get("width") or default))
+            sizes[name] = {edge: round(length * growth.get(edge, most)) for edge, length in value.items() if length}
+        elif value:
+            sizes[name] = round(value * most)
+    yield {**settings, **sizes}
+    yield {**settings, "size": {"height": new[0], "width": new[1]}, "do_center_crop": False}

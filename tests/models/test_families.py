@@ -19,6 +19,12 @@ from cv_hf.models import build_model, freeze_backbone, head_parameters, paramete
 from tests.tiny import TINY_FAMILIES, UNTRAINABLE, tiny_model
 
 TRAINABLE = [family for family, recipe in TINY_FAMILIES.items() if recipe.model_type not in UNTRAINABLE]
+# Checkpoints that load as the same class as another family's differ from it only in how they load.
+DISTINCT = [
+    family
+    for family in TRAINABLE
+    if family not in ("deit_distilled", "dinov2_bare", "levit_teacher", "vit_bare", "vit_mae")
+]
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 
 
@@ -105,7 +111,7 @@ def test_what_is_saved_answers_the_same_through_pipeline(tiny, family, tmp_path)
     assert scores == pytest.approx(dict(zip(NAMES[:3], alone.tolist(), strict=True)), abs=1e-6)
 
 
-@pytest.mark.parametrize("family", TRAINABLE)
+@pytest.mark.parametrize("family", DISTINCT)
 def test_a_frozen_backbone_stays_as_it_is(tiny, family, tmp_path):
     built = build(tiny(family))
     freeze_backbone(built.model)
@@ -126,7 +132,7 @@ def test_a_frozen_backbone_stays_as_it_is(tiny, family, tmp_path):
             assert module.training == (name in head), name
 
 
-@pytest.mark.parametrize("family", TRAINABLE)
+@pytest.mark.parametrize("family", DISTINCT)
 def test_parameter_groups_hold_every_parameter_once(tiny, family):
     model = build(tiny(family)).model
     head = head_parameters(model)
@@ -177,7 +183,7 @@ def test_a_backbone_that_does_not_load_is_an_error(tiny, family, tmp_path):
         assert str(error.value).count("\n") <= 1
 
 
-@pytest.mark.parametrize("family", TRAINABLE)
+@pytest.mark.parametrize("family", DISTINCT)
 def test_image_size(tiny, family, tmp_path):
     recipe = TINY_FAMILIES[family]
     height, width = (2 * edge for edge in recipe.size)
@@ -197,7 +203,7 @@ def test_image_size(tiny, family, tmp_path):
     step(built.model, inputs)
 
 
-@pytest.mark.parametrize("family", [family for family in TRAINABLE if not TINY_FAMILIES[family].fixed_size])
+@pytest.mark.parametrize("family", [family for family in DISTINCT if not TINY_FAMILIES[family].fixed_size])
 def test_oblong_images_are_made_or_refused(tiny, family):
     size = (2 * TINY_FAMILIES[family].size[0], 3 * TINY_FAMILIES[family].size[1])
     if TINY_FAMILIES[family].square_only:

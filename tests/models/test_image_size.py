@@ -6,7 +6,16 @@ import pytest
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
-from transformers import AutoModelForImageClassification, BeitConfig, LevitConfig, SwinConfig
+from transformers import (
+    AutoModelForImageClassification,
+    BeitConfig,
+    LevitConfig,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipImageProcessor,
+    SwinConfig,
+    ViTImageProcessor,
+)
 
 from cv_hf.config import ModelConfig
 from cv_hf.errors import ModelError
@@ -124,3 +133,18 @@ def test_the_share_that_is_cropped_stays(tmp_path):
     after = processor(PIL.Image.fromarray(ramp), return_tensors="pt")["pixel_values"]
     assert before[0, 0, 0, 0].item() == pytest.approx(after[0, 0, 0, :2].mean().item(), abs=0.02)
     assert before[0, 0, 0, -1].item() == pytest.approx(after[0, 0, 0, -2:].mean().item(), abs=0.02)
+
+
+def test_a_processor_without_one_size_gets_one(tiny):
+    model = AutoModelForImageClassification.from_pretrained(tiny("vit"))
+    processor = change_image_size(model, ViTImageProcessor(size={"shortest_edge": 32}), 64)[1]
+    image = PIL.Image.new("RGB", (90, 30))
+    assert processor([image], return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+
+
+def test_a_grid_that_does_not_fill_the_image(tmp_path):
+    config = SiglipConfig(vision_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                                         "intermediate_size": 16, "image_size": 30, "patch_size": 8})  # fmt: skip
+    model = SiglipForImageClassification(config)
+    resized, _ = change_image_size(model, SiglipImageProcessor(size={"height": 30, "width": 30}), 48)
+    assert resized.vision_model.embeddings.position_embedding.weight.shape == (36, 16)
