@@ -10,6 +10,8 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import httpx
 
+from cv_hf.data.findings import Findings
+from cv_hf.data.paths import Inside, resolve_images
 from cv_hf.data.source import Source
 from cv_hf.errors import CvHfError, DataError, HubError, did_you_mean
 
@@ -17,13 +19,22 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RETRY = "Nothing is lost: run the same command again; what was downloaded is kept."
 
 
-def read(id: str, *, config: str | None = None, revision: str | None = None) -> Source:
+def read(
+    id: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    findings: Findings | None = None,
+    on_bad_sample: str = "skip",
+) -> Source:
     """Read a dataset of the Hub, at exactly one commit.
 
     Args:
         id: "user/name" or "name".
         config: the dataset's configuration, if it has several.
         revision: branch, tag or commit; None: main.
+        findings: filled with what was left out: images that are paths of this machine, not files of the dataset.
+        on_bad_sample: "skip" or "stop".
 
     Raises:
         DataError: no such dataset, revision or configuration; no access; or a dataset that needs a script.
@@ -46,10 +57,12 @@ def read(id: str, *, config: str | None = None, revision: str | None = None) -> 
     elif cached not in (commit, None):
         # When the Hub fails, datasets falls back on whatever it has in its cache.
         raise HubError(f"dataset {id}: the Hub failed to give commit {commit}.\n{_RETRY}")
+    findings = Findings() if findings is None else findings
+    downloaded = Inside(huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)
     for name, split in splits.items():
         for column, feature in split.features.items():
             if isinstance(feature, datasets.Image):
-                splits[name] = splits[name].cast_column(column, datasets.Image(decode=False))
+                splits[name] = resolve_images(splits[name], column, downloaded, findings, on_bad_sample)
     return Source(id, "hub", splits, commit=commit)
 
 

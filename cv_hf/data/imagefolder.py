@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import image_suffixes
+from cv_hf.data.paths import Inside
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.data.table import METADATA, read_metadata
@@ -82,11 +83,6 @@ def metadata_of(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
-def leads_outside(path: str | Path, root: Path) -> bool:
-    """Whether a path, its links followed, is not in the folder `root`."""
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-
-
 def _read_classes(
     folder: Path, root: Path, classes: Sequence[str], findings: Findings, on_bad_sample: str
 ) -> datasets.Dataset:
@@ -117,7 +113,7 @@ def _images(folder: str, root: Path, findings: Findings, on_bad_sample: str, abo
         return
     for entry in _entries(folder):
         name = Path(entry.path).relative_to(root).as_posix()
-        if entry.is_symlink() and leads_outside(entry.path, root):
+        if entry.is_symlink() and not Inside(root).holds(entry.path):
             findings.drop("path-outside", name, "the link leads out of the dataset's folder", on_bad_sample)
         elif entry.is_dir():
             yield from _images(entry.path, root, findings, on_bad_sample, above | {real})
@@ -131,7 +127,7 @@ def _folders(folder: Path, root: Path) -> list[Path]:
     found = []
     for entry in _entries(folder):
         if entry.is_dir():
-            if entry.is_symlink() and leads_outside(entry.path, root):
+            if entry.is_symlink() and not Inside(root).holds(entry.path):
                 raise DataError(
                     f"{entry.path} is a link that leads out of the dataset's folder.\n"
                     "Give the folder that it leads to as data.id, or put the files in its place."

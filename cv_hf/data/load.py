@@ -43,6 +43,22 @@ class Splits:
     findings: Findings
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars where nobody watches them."""
+    shown = is_progress_bar_enabled() and not sys.stderr.isatty()
+    if shown:
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+            huggingface_hub.utils.enable_progress_bars()
+
+
+@_quiet()
 def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], None] = print) -> Splits:
     """Read a dataset and make it ready for training.
 
@@ -100,6 +116,7 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
     return Splits(splits["train"], splits["validation"], splits.get("test"), labels, source, findings)
 
 
+@_quiet()
 def load_split(
     data: DataConfig, task: Task, labels: LabelMap, split: str | None = None, echo: Callable[[str], None] = print
 ) -> tuple[datasets.Dataset, Findings]:
@@ -145,8 +162,13 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
     """
     found = data.format or detect_format(data)
     if found == "hub":
-        with _quiet():
-            return hub.read(data.id, config=data.config, revision=data.revision)
+        return hub.read(
+            data.id,
+            config=data.config,
+            revision=data.revision,
+            findings=findings,
+            on_bad_sample=data.on_bad_sample,
+        )
     if not Path(data.id).exists():
         raise DataError(f"data.id: there is no file or folder {data.id}.")
     if found == "imagefolder":
@@ -154,31 +176,15 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
             wanted = [*wanted, split]
         return imagefolder.read(data.id, wanted, findings, data.on_bad_sample)
     if found == "parquet":
-        with _quiet():
-            return table.read(
-                data.id,
-                images=data.images,
-                column=data.columns.get("image"),
-                wanted=wanted,
-                findings=findings,
-                on_bad_sample=data.on_bad_sample,
-            )
+        return table.read(
+            data.id,
+            images=data.images,
+            column=data.columns.get("image"),
+            wanted=wanted,
+            findings=findings,
+            on_bad_sample=data.on_bad_sample,
+        )
     raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads hub, imagefolder and parquet.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars where nobody watches them."""
-    shown = is_progress_bar_enabled() and not sys.stderr.isatty()
-    if shown:
-        datasets.disable_progress_bars()
-        huggingface_hub.utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-            huggingface_hub.utils.enable_progress_bars()
 
 
 def _candidates(names: Sequence[str], split: str | None, id: str) -> list[str]:

@@ -11,11 +11,10 @@ from typing import Any
 
 import datasets
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from cv_hf.data.columns import find_image
+from cv_hf.data.columns import can_be_image, find_image
 from cv_hf.data.findings import Findings
+from cv_hf.data.paths import Inside, resolve_images
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.errors import DataError
@@ -58,7 +57,7 @@ def read(
         raise DataError(f"data.images: there is no folder {images}.")
     root = root.parent if root.is_file() else root
     splits = {
-        name: with_image_paths(_read_files(paths), base or paths[0].parent, column, findings, on_bad_sample)
+        name: _with_images(_read_files(paths), base or paths[0].parent, column, findings, on_bad_sample)
         for name, paths in files.items()
     }
     return Source(id, "parquet", splits, root=base or root)
@@ -76,7 +75,7 @@ def read_metadata(
     names = rows.features
     if "file_name" not in names:
         raise DataError(f"{path}: there is no column file_name among {', '.join(names)}.")
-    first = [Path(str(name)).parts[0] if name else "" for name in rows["file_name"]]
+    first = [(*Path(str(name or "")).parts, "")[0] for name in rows["file_name"]]
     by_split = {split: rows}
     if path.parent == root and first and all(role_of(name) for name in first):
         by_split = {
@@ -84,8 +83,7 @@ def read_metadata(
             for name in dict.fromkeys(first)
         }
     return {
-        name: with_image_paths(part, path.parent, "file_name", findings, on_bad_sample)
-        for name, part in by_split.items()
+        name: _with_images(part, path.parent, "file_name", findings, on_bad_sample) for name, part in by_split.items()
     }
 
 
@@ -112,79 +110,18 @@ def table_files(root: Path) -> dict[str, list[Path]]:
     return {"train": files} if len(splits) == 1 and not role_of(next(iter(splits))) else splits
 
 
-def with_image_paths(
-    rows: datasets.Dataset,
-    base: Path,
-    column: str | None,
-    findings: Findings,
-    on_bad_sample: str,
+def _with_images(
+    rows: datasets.Dataset, base: Path, column: str | None, findings: Findings, on_bad_sample: str
 ) -> datasets.Dataset:
-    """Turn a column of image paths into undecoded images with full paths.
-
-    Rows whose path, absolute or not, leads out of `base` are dropped.
-    Embedded images stay as they are. A table without an image column is returned as it is.
-    """
     try:
         column = find_image(rows.features, {"image": column} if column else None)
     except DataError:
         if column:
             raise
-        return rows
-    feature = rows.features[column]
-    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-        names = rows[column][:]
-        content: list[bytes | None] | None = None
-    elif isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary"):
-        return rows.cast_column(column, datasets.Image(decode=False))
-    elif isinstance(feature, (dict, datasets.Image)):
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-        array = rows.data.column(column)
-        if not pc.struct_field(array, "bytes").null_count:
-            return rows
-        content = [value["bytes"] if value else None for value in array.to_pylist()]
-        names = [value["path"] if value else None for value in array.to_pylist()]
-    else:
+        return rows  # the task says what it misses
+    if not can_be_image(rows.features[column]):
         raise DataError(f"column {column!r} holds neither images nor paths of images.")
-    kept, paths = [], []
-    inside = _Inside(base)
-    for index, name in enumerate(names):
-        if name is None or (content is not None and content[index] is not None):
-            path = name
-        elif (path := inside(str(name))) is None:
-            findings.drop("path-outside", str(name), "the path leads out of the dataset's folder", on_bad_sample)
-            continue
-        kept.append(index)
-        paths.append(path)
-    kept_content = [None if content is None else content[index] for index in kept]
-    images = pa.StructArray.from_arrays(
-        [pa.array(kept_content, pa.binary()), pa.array(paths, pa.string())], names=["bytes", "path"]
-    )
-    rows = rows if len(kept) == len(rows) else rows.select(kept)
-    # Added before the other goes: a table without columns has no rows.
-    rows = rows.add_column("_images", images, feature=datasets.Image(decode=False))
-    return rows.remove_columns(column).rename_column("_images", column)
-
-
-class _Inside:
-    """Resolves paths from a folder that they must not leave; links are followed once per folder and file."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = os.path.abspath(base)
-        self.real = os.path.realpath(base)
-        self.folders: dict[str, bool] = {}
-
-    def __call__(self, name: str) -> str | None:
-        path = os.path.normpath(os.path.join(self.base, name))
-        folder = os.path.dirname(path)
-        if folder not in self.folders:
-            self.folders[folder] = self._holds(folder)
-        if not self.folders[folder] or (os.path.islink(path) and not self._holds(path)):
-            return None
-        return path
-
-    def _holds(self, path: str) -> bool:
-        real = os.path.realpath(path)
-        return real == self.real or real.startswith(self.real.rstrip(os.sep) + os.sep)
+    return resolve_images(rows, column, Inside(base), findings, on_bad_sample)
 
 
 def _split_of(path: Path, root: Path) -> str:

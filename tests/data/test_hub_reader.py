@@ -10,6 +10,8 @@ from collections import Counter
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cv_hf.config import DataConfig
@@ -84,6 +86,26 @@ def test_a_dataset_of_image_files(hub):
     for row in splits.test:
         assert decode(row["image"], row["file"])[0].size == (8, 8)
         assert splits.labels.names[row["label"]] == row["file"].split("/")[1]
+
+
+def test_paths_of_this_machine_are_not_read(hub, tmp_path, capfd):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png())
+    rows = [{"image": {"bytes": png(index), "path": str(secret)}, "label": index % 2} for index in range(8)]
+    rows += [{"image": {"bytes": None, "path": path}, "label": 0} for path in (str(secret), "relative.png")]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    content = io.BytesIO()
+    # Not by to_parquet, which would embed the file.
+    pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), content)
+    hub.add_repo("tester/leak", type="dataset", files={"train.parquet": content.getvalue()})
+    splits, _ = load("tester/leak")
+    assert len(splits.train) + len(splits.validation) == 8
+    assert all(row["image"]["bytes"] for row in splits.train)
+    assert splits.train["file"][0].startswith("train[0] secret.png")
+    found = {code: entry["files"] for code, entry in splits.findings.to_dict().items()}
+    assert found == {"missing-image": ["relative.png"], "path-outside": [str(secret)]}
+    assert capfd.readouterr() == ("", "")
+    refused(DataError, "secret.png: .*path-outside", "tester/leak", on_bad_sample="stop")
 
 
 def test_private_datasets(hub, monkeypatch):
