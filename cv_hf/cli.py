@@ -181,8 +181,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _push(arguments: argparse.Namespace) -> None:
     from cv_hf import publish
+    from cv_hf.environment import quiet
 
-    publish.check_can_write(arguments.repo_id)
+    quiet()
     print(f"pushed to {publish.push(Path(arguments.run_dir), arguments.repo_id, private=arguments.private)}")
 
 

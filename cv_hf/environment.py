@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = (
@@ -43,10 +44,14 @@ def report() -> dict[str, str]:
 
 
 def quiet() -> None:
-    """Leave the terminal to this program's own lines: no bars and notes of the libraries below, only their errors."""
+    """Leave the terminal to this program's own lines: of the libraries below only errors, and the bars of what is
+    downloaded or uploaded where somebody watches."""
     import datasets
+    import huggingface_hub
     import transformers
 
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -18,6 +18,9 @@ from cv_hf.config import Recipe
 from cv_hf.data import LabelMap
 from cv_hf.task import Task
 
+# How the card's example names the model until a push gives it a repository.
+THIS_FOLDER = 'model="path/to/this/folder"'
+
 
 def write_card(
     path: Path,
@@ -43,10 +46,22 @@ def write_card(
         data_commit: the dataset's commit on the Hub, or None for files.
     """
     split = "test" if "test" in metrics else "validation"
-    scores = {name: metrics[split][name] for name in task.metrics(labels, columns) if name in metrics[split]}
+    # A metric is None where the split cannot tell it (no positive sample of any class).
+    measured = {name: metrics[split].get(name) for name in task.metrics(labels, columns)}
+    scores = {name: value for name, value in measured.items() if value is not None}
     name = path.parent.resolve().parent.name
-    metadata = _metadata(recipe, task, name, split, scores, model_commit, data_commit)
-    path.write_text(f"---\n{metadata}\n---\n\n{_body(recipe, task, labels, name, metrics, split, scores)}", "utf-8")
+    metadata = _metadata(recipe, task, name, split, scores, data_commit)
+    body = _body(
+        task,
+        labels,
+        name,
+        metrics,
+        split,
+        scores,
+        model=_origin(recipe.model.id, model_commit),
+        data=_origin(recipe.data.id, data_commit),
+    )
+    path.write_text(f"---\n{metadata}\n---\n\n{body}", "utf-8")
 
 
 def text(value: Any, limit: int = 80) -> str:
@@ -54,23 +69,34 @@ def text(value: Any, limit: int = 80) -> str:
     line = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in str(value))
     line = " ".join(line.split())
     line = line if len(line) <= limit else line[: limit - 1] + "…"
-    return re.sub(r"([\\`*_{}\[\]()#+!|~:])", r"\\\1", html.escape(line, quote=False))
+    line = re.sub(r"([\\`*_{}\[\]()#+!|~:])", r"\\\1", html.escape(line, quote=False))
+    # The Hub makes links of bare addresses; those with a scheme have lost their colon above.
+    return re.sub(r"(?i)\bwww(?=\.)", r"\g<0>\\", line)
+
+
+def _public(id: str) -> str:
+    """An id of the Hub as it is; of a path of this machine its last part alone."""
+    return Path(id).resolve().name if Path(id).exists() else id
+
+
+def _origin(id: str, commit: str | None) -> str:
+    return f"{text(_public(id))} (commit `{commit}`)" if commit else text(_public(id))
 
 
 def _metadata(
-    recipe: Recipe, task: Task, name: str, split: str, scores: Mapping[str, float], model_commit: Any, data_commit: Any
+    recipe: Recipe, task: Task, name: str, split: str, scores: Mapping[str, float], data_commit: str | None
 ) -> str:
     on_hub = not Path(recipe.data.id).exists()
     results = [
         EvalResult(
             task_type=task.name,
             dataset_type=recipe.data.id if on_hub else "local",
-            dataset_name=recipe.data.id if on_hub else Path(recipe.data.id).name,
+            dataset_name=_public(recipe.data.id),
             dataset_config=recipe.data.config,
             dataset_split=split,
             dataset_revision=data_commit,
             metric_type=metric,
-            metric_value=round(value, 6),
+            metric_value=value,
         )
         for metric, value in scores.items()
     ]
@@ -87,15 +113,16 @@ def _metadata(
 
 
 def _body(
-    recipe: Recipe,
     task: Task,
     labels: LabelMap,
     name: str,
     metrics: Mapping[str, Any],
     split: str,
     scores: Mapping[str, float],
+    *,
+    model: str,
+    data: str,
 ) -> str:
-    repo = recipe.hub.repo_id if recipe.hub else "path/to/this/folder"
     rows = "\n".join(f"| {text(metric)} | {value:.4f} |" for metric, value in scores.items())
     per_class = metrics[split].get("per_class", {})
     kinds = list(next(iter(per_class.values()), {}))
@@ -117,12 +144,12 @@ def _body(
     )
     return f"""# {text(name)}
 
-{text(recipe.model.id)} fine-tuned for {task.name} on {text(recipe.data.id)}, {len(labels.names)} classes.
+{model} fine-tuned for {task.name} on {data}, {len(labels)} classes.
 
 ```python
 from transformers import pipeline
 
-model = pipeline("{task.pipeline}", model="{repo}")
+model = pipeline("{task.pipeline}", {THIS_FOLDER})
 print(model("photo.jpg"))
 ```
 

@@ -1,11 +1,13 @@
-"""Pushing a run: who may write is asked before training, and a push is one commit."""
+"""Pushing a run: who may write is asked before training, and a push is one commit without paths of this machine."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -16,14 +18,23 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from cv_hf.data.detect import looks_like_a_path
 from cv_hf.errors import CvHfError, DataError, HubError, causes
+from cv_hf.publish.card import THIS_FOLDER
 
 # A push takes these and nothing else, whatever a user or a tool has left in the folder.
 _SUFFIXES = {".json", ".safetensors", ".md", ".yaml", ".txt", ".model", ".png"}
+# What an earlier push, with other shards or another library, may have left; its other files are the user's.
+_WEIGHTS = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
+_PATHS = {"model": ("id",), "data": ("id", "images", "masks", "labels")}
 
 
-def check_can_write(repo_id: str) -> str:
+def check_can_write(repo_id: str, retry: str = "start again") -> str:
     """Make sure that the token may write to a model repository; return the user's name.
+
+    Args:
+        repo_id: "user/name", or "name" for the token's own user.
+        retry: what to do once the Hub answers.
 
     Raises:
         HubError: no token, a token that cannot write there, or no answer from the Hub.
@@ -34,7 +45,7 @@ def check_can_write(repo_id: str) -> str:
     except HFValidationError as error:
         raise DataError(f"hub.repo_id: {error}") from None
     api = HfApi()
-    with _hub(f"checking the right to write to {repo_id}", retry="set another hub.repo_id or HF_TOKEN and start again"):
+    with _hub(f"checking the right to write to {repo_id}", retry):
         who = api.whoami()
         owner = repo_id.split("/")[0] if "/" in repo_id else who["name"]
         token = who.get("auth", {}).get("accessToken", {})
@@ -52,6 +63,15 @@ def check_can_write(repo_id: str) -> str:
                     f"hub: {who['name']} cannot create {repo_id}: {owner} is neither that user nor one of its "
                     "organisations.\nSet hub.repo_id to a name of your own."
                 ) from None
+            scopes = token.get("fineGrained", {}).get("scoped", [])
+            granted = {
+                right for scope in scopes if scope["entity"].get("name") == owner for right in scope["permissions"]
+            }
+            if token.get("role") == "fineGrained" and "repo.write" not in granted:
+                raise HubError(
+                    f"hub: the token of {who['name']} may not create repositories of {owner}, so not {repo_id}.\n"
+                    "Give it write access to all of them at https://huggingface.co/settings/tokens."
+                ) from None
     return who["name"]
 
 
@@ -67,22 +87,39 @@ def push(run: Path, repo_id: str, *, private: bool = False) -> str:
     model = run / "model"
     if not (model / "config.json").is_file():
         raise DataError(f"{run}: there is no finished model/ in it to push. Train first, or name the run's folder.")
-    files = {str(path.relative_to(model)): path for path in sorted(model.rglob("*")) if path.is_file()}
-    files = {name: path for name, path in files.items() if path.suffix in _SUFFIXES and not name.startswith(".")}
+    retry = shlex.join(["cv-hf", "push", str(run), repo_id, *(["--private"] if private else [])])
+    check_can_write(repo_id, retry)
+    paths = {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
+    files: dict[str, Path | bytes] = {
+        name: path for name, path in paths.items() if path.suffix in _SUFFIXES and not name.startswith(".")
+    }
     if (run / "recipe.yaml").is_file():
-        files["recipe.yaml"] = run / "recipe.yaml"
+        files["recipe.yaml"] = _without_paths((run / "recipe.yaml").read_text(encoding="utf-8")).encode()
     api = HfApi()
-    with _hub(f"pushing to {repo_id}", retry=f"cv-hf push {run} {repo_id}{' --private' if private else ''}"):
+    with _hub(f"pushing to {repo_id}", retry):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        present = set(api.list_repo_files(repo_id))
-        stale = [name for name in sorted(present - set(files)) if Path(name).suffix in {".safetensors", ".bin"}]
+        if "README.md" in paths:
+            card = paths["README.md"].read_text(encoding="utf-8")
+            files["README.md"] = card.replace(THIS_FOLDER, f'model="{repo_id}"').encode()
+        stale = [name for name in api.list_repo_files(repo_id) if name.endswith(_WEIGHTS) and name not in files]
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(name, path) for name, path in files.items()]
+            [CommitOperationAdd(name, content) for name, content in files.items()]
             + [CommitOperationDelete(name) for name in stale],
             commit_message="Fine-tuned with cv_hf",
         )
     return str(commit.repo_url)
+
+
+def _without_paths(recipe: str) -> str:
+    """A recipe as others can use it: of a path of this machine its last part alone, and nowhere to write or push to."""
+    values = yaml.safe_load(recipe)
+    for section, keys in _PATHS.items():
+        for key in keys:
+            value = values[section].get(key)
+            if isinstance(value, str) and (looks_like_a_path(value) or Path(value).exists()):
+                values[section][key] = Path(value).resolve().name
+    return yaml.safe_dump({**values, "hub": None, "run_dir": None}, sort_keys=False, allow_unicode=True)
 
 
 @contextmanager
