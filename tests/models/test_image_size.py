@@ -15,6 +15,7 @@ from transformers import (
     SiglipImageProcessor,
     SwinConfig,
     ViTImageProcessor,
+    pipeline,
 )
 
 from cv_hf.config import ModelConfig
@@ -97,6 +98,18 @@ def test_swin_keeps_its_windows(tiny, size):
     original = AutoModelForImageClassification.from_pretrained(tiny("swin"))
     for name, tensor in original.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_pipeline_needs_no_argument_for_it(tiny, tmp_path):
+    built = resized(tiny("vit"), (48, 80))
+    built.model.save_pretrained(tmp_path)
+    built.processor.save_pretrained(tmp_path)
+    image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8))
+    with torch.no_grad():
+        expected = built.model(**built.processor(image, return_tensors="pt")).logits.softmax(-1)[0]
+    answer = pipeline("image-classification", model=str(tmp_path), device="cpu")(image)
+    scores = {entry["label"]: entry["score"] for entry in answer}
+    assert scores == pytest.approx({f"class_{index}": score for index, score in enumerate(expected.tolist())}, abs=1e-6)
 
 
 def test_the_size_that_it_has_changes_nothing(tiny):
