@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForImageClassification
 
 from cv_hf.finetuning import finetune
 
@@ -102,12 +103,18 @@ def test_a_resumed_run_follows_the_uninterrupted_one(recipe, tmp_path):
     assert resumed.metrics["test"] == whole.metrics["test"]
 
 
-def test_model_holds_the_best_checkpoint_not_the_last(recipe):
-    """A rate that grows until the model is destroyed: the best evaluation is not the last one."""
-    train = {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    train |= {"learning_rate": 0.5, "warmup_steps": 8}
-    run = finetune(recipe("vit", train=train, eval={"metric": "loss"}))
-    losses = [line["eval_loss"] for line in run.log if "eval_loss" in line]
-    assert min(losses) < losses[-1], "the premise"
-    assert run.metrics["validation"]["loss"] == pytest.approx(min(losses), rel=1e-5)
-    assert run.metrics["train"]["best_step"] == losses.index(min(losses)) + 1
+def test_model_holds_the_best_checkpoint_not_the_last(recipe, monkeypatch):
+    """The second of three evaluations is made the best; model/ must hold the weights of its checkpoint."""
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr("cv_hf.finetuning.evaluate", lambda model, samples, **_: {"loss": next(losses)})
+    train = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    run = finetune(recipe("vit", train={**train, "save_total_limit": None}, eval={"metric": "loss"}))
+    weights = {
+        step: AutoModelForImageClassification.from_pretrained(run.folder / "checkpoints" / f"checkpoint-{step}")
+        for step in (2, 3)
+    }
+    held = AutoModelForImageClassification.from_pretrained(run.model).state_dict()
+    for name, tensor in weights[2].state_dict().items():
+        assert torch.equal(held[name], tensor), name
+    assert any(not torch.equal(held[name], tensor) for name, tensor in weights[3].state_dict().items())
+    assert run.metrics["train"]["best_step"] == 2
