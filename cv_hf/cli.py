@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,16 +20,34 @@ from cv_hf.errors import CvHfError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code (0 done, 1 a check failed, 2 wrong input, 3 the Hub failed, 130 stopped)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         arguments.run(arguments)
     except CvHfError as error:
         print(f"cv-hf: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # A file of the command line's that cannot be read or written; anything else is not the user's to mend.
+        if error.filename is None:
+            raise
+        print(f"cv-hf: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("cv-hf: interrupted.", file=sys.stderr)
         return 130
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse ends a list of words at the first option: `train RECIPE --resume key=value` leaves the last one over.
+    words = next((vars(arguments)[name] for name in ("overrides", "images") if name in arguments), None)
+    if rest and (words is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        words.extend(rest)
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +144,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from cv_hf.environment import quiet
     from cv_hf.finetuning import finetune
 
+    if "RANK" not in os.environ:
+        # What a scheduler sends before it kills; of several processes torchrun is the one to stop the others.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     quiet()
     run = finetune(arguments.recipe, overrides, resume=arguments.resume)
     if int(os.environ.get("RANK", 0)):
@@ -162,7 +184,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     if arguments.json == "-":
         print(text)
         return
-    _print_scores({arguments.split or "split": metrics})
+    _print_scores({arguments.split or arguments.data: metrics})
     if arguments.json:
         Path(arguments.json).write_text(text + "\n", encoding="utf-8")
 

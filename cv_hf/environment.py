@@ -52,6 +52,7 @@ def quiet() -> None:
 
     if not sys.stderr.isatty():
         huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

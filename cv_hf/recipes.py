@@ -36,7 +36,7 @@ def folder() -> Path:
 
 def names() -> dict[str, Path]:
     """Recipe files by name, `task_folder/stem`."""
-    return {str(path.relative_to(folder()).with_suffix("")): path for path in sorted(folder().glob("*/*.yaml"))}
+    return {path.relative_to(folder()).with_suffix("").as_posix(): path for path in sorted(folder().glob("*/*.yaml"))}
 
 
 def describe() -> list[tuple[str, str, str, str]]:

@@ -1,0 +1,428 @@
+"""The door: every command, what it leaves behind, and what it says when the input is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pytest
+import transformers
+import yaml
+
+from cv_hf import recipes
+from cv_hf.cli import main
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command answered: its exit code and its two streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+def cv_hf(*argv: str | Path) -> Answer:
+    """Run a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in argv])
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def refused(code: int, *argv: str | Path) -> str:
+    """Run a command that must fail with this code and at most two lines; return them."""
+    answer = cv_hf(*argv)
+    assert answer.code == code, answer
+    assert answer.err.startswith("cv-hf: ")
+    assert 1 <= len(answer.err.splitlines()) <= 2, answer.err
+    assert "Traceback" not in answer.err + answer.out
+    return answer.err
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _as_they_were() -> Iterator[None]:
+    """A command quiets the libraries for its process; the tests after these share the process."""
+    terminate = signal.getsignal(signal.SIGTERM)
+    loggers = (transformers.utils.logging, huggingface_hub.utils.logging)
+    verbosities = [logger.get_verbosity() for logger in loggers]
+    yield
+    signal.signal(signal.SIGTERM, terminate)
+    for logger, verbosity in zip(loggers, verbosities, strict=True):
+        logger.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+    huggingface_hub.utils.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def starter(work: Path, photos: Path, tiny: Callable[..., Path]) -> Path:
+    """The recipe that `init` writes for `photos`."""
+    file = work / "starter.yaml"
+    answer = cv_hf("init", photos, "--out", file, "--model", tiny("vit"))
+    assert answer.code == 0, answer.err
+    assert "3 classes: blue, green, red" in answer.out
+    assert "train 24, validation 12, test 12" in answer.out
+    assert answer.out.endswith(f"wrote {file}. Next: cv-hf train {file}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(work: Path, starter: Path) -> Path:
+    """The run directory of two steps of that recipe."""
+    answer = cv_hf("train", starter, "train.max_steps=2", "--run-dir", work / "run", "train.logging_steps=1")
+    assert answer.code == 0, answer.err
+    assert answer.err == ""
+    assert answer.out.index("step 1/2: loss") < answer.out.index("step 2/2: loss")
+    assert f"cv-hf predict {work / 'run'}" in answer.out
+    return work / "run"
+
+
+# What each command does ---------------------------------------------------------------------------------------------
+
+
+def test_init_writes_a_recipe_and_never_over_a_file(starter, photos, tiny):
+    text = starter.read_text()
+    assert text.startswith(f"# cv-hf train {starter}\n")
+    values = yaml.safe_load(text)
+    assert (values["task"], values["data"]["id"]) == ("image-classification", str(photos))
+    assert values["model"]["id"] == str(tiny("vit"))
+    assert "is there already" in refused(2, "init", photos, "--out", starter)
+    assert starter.read_text() == text
+
+
+def test_train_fills_the_run_directory(trained):
+    files = {path.name for path in trained.iterdir()}
+    assert files == {"recipe.yaml", "metrics.json", "log.jsonl", "model", "checkpoints", "predictions"}
+    assert yaml.safe_load((trained / "recipe.yaml").read_text())["train"]["max_steps"] == 2
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["train"]["steps"] == 2
+    assert {"accuracy", "loss"} <= metrics["validation"].keys() & metrics["test"].keys()
+    assert not list(trained.rglob("training_args.bin"))
+
+
+def test_eval_gives_the_numbers_of_the_run(trained, photos, tmp_path):
+    scored = json.loads((trained / "metrics.json").read_text())
+    answer = cv_hf("eval", trained, "--data", photos, "--json", tmp_path / "scores.json", "--batch-size", 5)
+    assert answer.code == 0, answer.err
+    test = json.loads((tmp_path / "scores.json").read_text())
+    assert test["confusion_matrix"] == scored["test"]["confusion_matrix"]
+    for name in ("accuracy", "f1_macro", "loss"):
+        assert test[name] == pytest.approx(scored["test"][name], abs=1e-6)
+    assert f"accuracy {test['accuracy']:.4f}" in answer.out
+    answer = cv_hf("eval", trained / "model", "--data", photos, "--split", "validation", "--json", "-")
+    validation = json.loads(answer.out[answer.out.index("{") :])
+    assert validation["loss"] == pytest.approx(scored["validation"]["loss"], abs=1e-6)
+    assert validation["loss"] != pytest.approx(test["loss"], abs=1e-6)
+
+
+def test_predict_answers_for_files_and_folders(trained, photos, tmp_path):
+    """One that cannot be read is named and does not stop the rest."""
+    folder = tmp_path / "some" / "deeper"
+    folder.mkdir(parents=True)
+    for name in ("red", "green"):
+        shutil.copy(photos / "test" / name / "0.png", folder / f"{name}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    single = photos / "test" / "blue" / "0.png"
+    answer = cv_hf("predict", trained, single, "--out", tmp_path / "out", tmp_path / "some")
+    assert answer.code == 0, answer.err
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert set(found) == {str(single), *(str(folder / f"{name}.png") for name in ("broken", "red", "green"))}
+    assert found[str(folder / "broken.png")].keys() == {"error"}
+    assert f"{folder / 'broken.png'}: " in answer.out
+    for file in (single, folder / "red.png", folder / "green.png"):
+        prediction = found[str(file)]["prediction"]
+        assert {entry["label"] for entry in prediction} == {"red", "green", "blue"}
+        assert sum(entry["score"] for entry in prediction) == pytest.approx(1)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path):
+    listed = cv_hf("recipes", "list")
+    assert [line.split()[0] for line in listed.out.splitlines()] == list(recipes.names())
+    assert cv_hf("recipes").out == listed.out
+    name, file = next(iter(recipes.names().items()))
+    assert cv_hf("recipes", "show", name).out == file.read_text()
+    assert cv_hf("recipes", "copy", name.split("/")[-1], tmp_path).code == 0
+    assert (tmp_path / file.name).read_text() == file.read_text()
+    assert cv_hf("recipes", "copy", "open_recipe", tmp_path / "mine.py").code == 0
+    assert "is there already" in refused(2, "recipes", "copy", name, tmp_path)
+    assert f"Did you mean {name!r}?" in refused(2, "recipes", "show", name[:-1])
+
+
+def test_env_tells_versions_and_no_secret():
+    lines = dict(line.split(": ", 1) for line in cv_hf("env").out.splitlines())
+    assert lines["transformers"] == transformers.__version__
+    assert lines["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert lines["token"] == "set"
+    assert os.environ["HF_TOKEN"] not in str(lines)
+
+
+def test_push_after_training(trained, hub):
+    answer = cv_hf("push", trained, "tester/by-command", "--private")
+    assert answer.out == f"pushed to {hub.url}/tester/by-command\n"
+    assert answer.err == ""
+    assert hub.repo("tester/by-command").private
+    assert "recipe.yaml" in hub.repo("tester/by-command").files()
+
+
+# Wrong input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learnin_rate=1", "train.learnin_rate is not a known key. Did you mean 'learning_rate'?"),
+        ("train.learning_rate=fast", "train.learning_rate: input should be a valid number"),
+        ("train.output_dir=x", "train.output_dir is not used here. Use instead: run_dir."),
+        ("task=object-detection", "cannot be trained by this version"),
+        ("data.id=/no/such/folder", "there is no file or folder /no/such/folder"),
+        ("data.splits.validation=nope", "nope"),
+        ("data.labels=[red, green, bleu]", "bleu"),
+        ("model.id=./no/such/model", "./no/such/model"),
+        ("model.config.hidden_sise=8", "hidden_sise"),
+        ("train.gradient_accumulation_steps=3", "cannot be shared by 1 process(es) x 3 accumulation step(s)"),
+        ("train.lr_scheduler_type=wavy", "wavy"),
+        ("augment=[HorizontalFlp]", "albumentations has no 'HorizontalFlp'. Did you mean 'HorizontalFlip'?"),
+        ("augment=[{HorizontalFlip: {q: 1}}]", "HorizontalFlip has no argument 'q'"),
+        ("augment=[{HorizontalFlip: {p: 7}}]", "augment: HorizontalFlip: "),
+        ("eval.metric=acuracy", "'acuracy' is not measured here, only accuracy, f1_macro, loss. Did you mean"),
+        ("hub.repo_id=not/a/name", "hub.repo_id"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(starter, tmp_path, override, message):
+    assert message in refused(2, "train", starter, override, "train.max_steps=1", "--run-dir", tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_file_that_is_not_there(tmp_path, photos, trained):
+    nowhere = tmp_path / "nowhere"
+    assert "the recipe cannot be read" in refused(2, "train", nowhere)
+    assert f"{nowhere}" in refused(2, "eval", nowhere, "--data", photos)
+    assert f"{nowhere}" in refused(2, "predict", nowhere, photos)
+    assert f"{nowhere}: no such image or folder" in refused(2, "predict", trained, nowhere, "--out", tmp_path / "out")
+    assert f"there is no file or folder {nowhere}" in refused(2, "eval", trained, "--data", nowhere)
+    assert f"there is no file or folder {nowhere}" in refused(2, "init", nowhere, "--out", tmp_path / "x.yaml")
+    assert "there is no finished model/" in refused(2, "push", nowhere, "tester/x")
+    assert f"{nowhere}" in refused(2, "eval", trained, "--data", photos, "--json", nowhere / "scores.json")
+
+
+def test_a_folder_without_images(tmp_path, trained, starter):
+    (tmp_path / "empty").mkdir()
+    for command in (
+        ("init", tmp_path / "empty", "--out", tmp_path / "x.yaml"),
+        ("train", starter, f"data.id={tmp_path / 'empty'}", "--run-dir", tmp_path / "run"),
+        ("eval", trained, "--data", tmp_path / "empty"),
+        ("predict", trained, tmp_path / "empty", "--out", tmp_path / "out"),
+    ):
+        assert str(tmp_path / "empty") in refused(2, *command)
+    assert {path.name for path in tmp_path.iterdir()} <= {"empty", "run"}
+
+
+def test_a_column_or_label_that_is_not_there(tmp_path, photos, starter, trained):
+    shutil.copytree(photos / "train", tmp_path / "images")
+    table = tmp_path / "photos.csv"
+    paths = sorted((tmp_path / "images").rglob("*.png"))
+    rows = [(path.relative_to(tmp_path), path.parent.name) for path in paths]
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "colour"), *rows])
+    train = ("train", starter, f"data.id={table}", "--run-dir", tmp_path / "run")
+    message = refused(2, *train, "data.columns.label=color")
+    assert "color" in message
+    assert "colour" in message
+    message = refused(2, *train, "data.columns.label=colour", "data.labels=[red, green]")
+    assert "'blue' is not in the label map" in message
+    assert "nope" in refused(2, "eval", trained, "--data", photos, "--split", "nope")
+    other = tmp_path / "other"
+    shutil.copytree(photos / "test" / "red", other / "purple")
+    shutil.copytree(photos / "test" / "red", other / "yellow")
+    assert "is not in the label map" in refused(2, "eval", trained, "--data", other)
+
+
+def test_an_unreadable_image_stops_where_it_must(tmp_path, photos, starter):
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    broken = data / "train" / "red" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    train = ("train", starter, f"data.id={data}", "train.max_steps=1", "--run-dir", tmp_path / "run")
+    assert "train/red/0.png" in refused(2, *train, "data.on_bad_sample=stop", "train.num_train_epochs=1")
+    answer = cv_hf(*train)
+    assert answer.code == 0, answer.err
+    findings = json.loads((tmp_path / "run" / "metrics.json").read_text())["findings"]
+    assert [found["files"] for found in findings.values()] == [["train/red/0.png"]]
+
+
+def test_a_model_of_another_task(tmp_path, starter, photos, trained):
+    other = tmp_path / "bert"
+    transformers.BertConfig(num_hidden_layers=1).save_pretrained(other)
+    assert "is a bert model" in refused(2, "train", starter, f"model.id={other}", "--run-dir", tmp_path / "run")
+    shutil.copytree(trained / "model", tmp_path / "plain")
+    (tmp_path / "plain" / "cv_hf.json").unlink()
+    assert "Name it with --task" in refused(2, "eval", tmp_path / "plain", "--data", photos)
+    assert cv_hf("eval", tmp_path / "plain", "--data", photos, "--task", "image-classification").code == 0
+
+
+def test_a_run_directory_is_not_overwritten(trained, starter):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    assert "holds a run already" in refused(2, "train", starter, "--run-dir", trained)
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_a_token_is_asked_for_before_training(starter, trained, tmp_path, hub, monkeypatch):
+    train = ("train", starter, "hub.repo_id=reader/x", "train.max_steps=1", "--run-dir", tmp_path / "run")
+    hub.add_token("hf_cli_reader", user="reader", role="read")
+    for token, message in (("hf_cli_reader", "can only read"), ("hf_cli_wrong", "401"), (None, "there is no token")):
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        else:
+            monkeypatch.delenv("HF_TOKEN")
+        assert message in refused(3, *train)
+        assert not (tmp_path / "run" / "checkpoints").exists()
+        assert message in refused(3, "push", trained, "reader/x")
+
+
+# In processes of their own ------------------------------------------------------------------------------------------
+
+SEVERAL = """
+import json, sys
+from cv_hf.cli import main
+for argv in json.loads(sys.argv[1]):
+    print("exit", main(argv), file=sys.stderr, flush=True)
+"""
+
+
+def test_a_hub_that_is_down(starter, trained, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = ["--run-dir", str(tmp_path / "run")]
+    commands = [
+        ["push", str(trained), "tester/x"],
+        ["train", str(starter), "hub.repo_id=tester/x", *run],
+        ["train", str(starter), "data.id=tester/photos", *run],
+    ]
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, json.dumps(commands)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    answers = done.stderr.split("exit 3\n")
+    assert len(answers) == len(commands) + 1, done.stderr
+    for answer in answers[:-1]:
+        assert answer.startswith("cv-hf: ")
+        assert len(answer.splitlines()) <= 2
+        assert "Nothing is lost" in answer
+    assert answers[0].endswith(f"To go on: cv-hf push {trained} tester/x\n")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+OFTEN = ["eval_strategy=steps", "eval_steps=2", "save_strategy=steps", "save_steps=2", "logging_steps=1"]
+LONG = ["train.max_steps=2000", *(f"train.{value}" for value in OFTEN)]
+
+
+def test_ctrl_c_ends_with_the_command_that_goes_on(starter, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cv_hf", "train", str(starter), "--run-dir", str(tmp_path / "run"), *LONG],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any(line.startswith("step 4/2000: loss") for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert len(told.splitlines()) == 2, told
+    stopped, go_on = told.splitlines()
+    assert stopped.startswith("cv-hf: interrupted; the newest checkpoint is ")
+    done = int(stopped.rstrip(".").rpartition("-")[2])
+    assert done >= 2
+    resume = shlex.split(go_on.removeprefix("To go on: "))
+    assert resume[0] == "cv-hf"
+    answer = cv_hf(*resume[1:], f"train.max_steps={done + 2}")
+    assert answer.code == 0, answer.err
+    steps = [line.split()[1] for line in answer.out.splitlines() if line.startswith("step ")]
+    assert steps == [f"{step}/{done + 2}:" for step in (done + 1, done + 2)]
+
+
+def test_sigterm_ends_likewise(starter, tmp_path):
+    def unheard(*_):
+        raise AssertionError("the command does not listen to SIGTERM")
+
+    def terminate():
+        while not (tmp_path / "run" / "checkpoints" / "checkpoint-2").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, unheard)
+    threading.Thread(target=terminate, daemon=True).start()
+    assert "--resume" in refused(130, "train", starter, "--run-dir", tmp_path / "run", *LONG)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "cv_hf", "recipes", "show", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "cv-hf: no recipe named 'nothing'. See cv-hf recipes list.\n"
+
+
+def test_a_wheel_brings_the_recipes(tmp_path):
+    """Installed without its dependencies into a folder, used from an empty one."""
+    root = Path(__file__).parents[1]
+    offline = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "--quiet"]
+    for arguments in (
+        ["wheel", str(root), "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)],
+        [
+            "install",
+            "--no-deps",
+            "--no-index",
+            "--find-links",
+            str(tmp_path),
+            "--target",
+            str(tmp_path / "in"),
+            "cv_hf",
+        ],
+    ):
+        subprocess.run([*pip, *arguments], check=True, env=offline, capture_output=True)
+    (tmp_path / "empty").mkdir()
+    environment = {**offline, "PYTHONPATH": str(tmp_path / "in")}
+
+    def installed(*words: str) -> str:
+        code = "import sys, cv_hf.cli; assert sys.argv.pop(1) in cv_hf.__file__; sys.exit(cv_hf.cli.main())"
+        return subprocess.check_output(
+            [sys.executable, "-c", code, str(tmp_path / "in"), *words],
+            cwd=tmp_path / "empty",
+            env=environment,
+            text=True,
+        )
+
+    assert [line.split()[0] for line in installed("recipes", "list").splitlines()] == list(recipes.names())
+    name, file = next(iter(recipes.names().items()))
+    installed("recipes", "copy", name)
+    installed("recipes", "copy", "open_recipe")
+    copied = {path.name: path.read_text() for path in (tmp_path / "empty").iterdir()}
+    assert copied == {path.name: path.read_text() for path in (file, recipes.folder() / "open_recipe.py")}
