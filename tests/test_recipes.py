@@ -164,10 +164,6 @@ def serve_model(hub: LoopbackHub, recipe: Recipe, folder: Path) -> None:
         torch.manual_seed(0)
         model = timm.create_model(like.architecture, **like.arguments)
         timm.models.save_for_hf(model, folder, safe_serialization=True)
-        # Newer versions of timm repeat num_classes in model_args, which the real repositories do not.
-        config = json.loads((folder / "config.json").read_text())
-        config["model_args"] = dict(like.arguments)
-        (folder / "config.json").write_text(json.dumps(config))
     else:
         tiny_model(like, folder)
     files = {path.name: path for path in folder.iterdir()}

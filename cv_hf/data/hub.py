@@ -13,7 +13,7 @@ from huggingface_hub.utils import httpx
 from cv_hf.data.findings import Findings
 from cv_hf.data.paths import Inside, resolve_images
 from cv_hf.data.source import Source
-from cv_hf.errors import CvHfError, DataError, HubError, did_you_mean
+from cv_hf.errors import CvHfError, DataError, HubError, causes, did_you_mean
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RETRY = "Nothing is lost: run the same command again; what was downloaded is kept."
@@ -78,8 +78,8 @@ def _resolve(id: str, revision: str | None) -> str | None:
 
 def _explained(error: Exception, id: str, config: str | None, revision: str | None) -> CvHfError:
     """What a failure of the Hub's clients means for the user."""
-    causes = _causes(error)
-    for cause in causes:
+    chain = causes(error)
+    for cause in chain:
         if isinstance(cause, CvHfError):
             return cause
         if isinstance(cause, hub_errors.HFValidationError):
@@ -121,18 +121,8 @@ def _explained(error: Exception, id: str, config: str | None, revision: str | No
         configs = re.findall(r"'([^']+)'", text.partition("[")[2].partition("]")[0])
         wrong = f"no configuration {config!r}." + did_you_mean(config, configs) if config else "several configurations."
         return DataError(f"dataset {id} has {wrong}\nSet data.config to one of: {', '.join(configs)}.")
-    reason = str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__]
+    reason = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
     return DataError(f"dataset {id} cannot be loaded: {reason[0][:300]}")
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """The error and those it arose from."""
-    causes: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in causes:
-        causes.append(current)
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-    return causes
 
 
 def _token() -> str:

@@ -1,7 +1,7 @@
-"""Pretrained models, made ready to be fine-tuned: loading, input size, freezing, parameter groups, pixel values."""
+"""Pretrained models, made ready to be fine-tuned: loading, input size, freezing, pixel values."""
 
 from cv_hf.models.build import Built, LoadReport, build_model
-from cv_hf.models.parts import freeze_backbone, head_parameters, parameter_groups
+from cv_hf.models.parts import freeze_backbone, head_parameters
 from cv_hf.models.pixels import PixelMap, pixel_map
 
 __all__ = [
@@ -11,6 +11,5 @@ __all__ = [
     "build_model",
     "freeze_backbone",
     "head_parameters",
-    "parameter_groups",
     "pixel_map",
 ]

@@ -153,6 +153,8 @@ def _apply(config: PreTrainedConfig, overrides: Mapping[str, Any], fields: Mappi
         config.num_labels = len(fields["id2label"])
     for name, value in fields.items():
         setattr(config, name, value)
+    # timm's exporter repeats the number of classes here, and its wrapper then passes it twice.
+    (getattr(config, "model_args", None) or {}).pop("num_classes", None)
     for stale in ("label_names", "label_descriptions"):
         # timm's own copies of the labels, which would win over id2label when the configuration is saved.
         if hasattr(config, stale):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from functools import partial
 from typing import Any
 
@@ -12,19 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
-from transformers.trainer_pt_utils import get_parameter_names
-
-# What Trainer.get_decay_parameter_names exempts, and the learnt tokens and positions that papers exempt as well.
-NO_DECAY = (
-    r"bias",
-    r"layernorm",
-    r"rmsnorm",
-    r"(?:^|\.)norm(?:$|\.)",
-    r"_norm(?:$|\.)",
-    r"pos(?:ition)?_embed",
-    r"logit_scale",
-    r"(?:cls|dist|distillation|mask|register|reg)_tokens?$",
-)
 
 
 def output_parameters(model: PreTrainedModel) -> set[str]:
@@ -111,28 +97,3 @@ def _frozen_modules(model: PreTrainedModel, head: set[str]) -> list[str]:
         if not within and is_frozen(place, name):
             frozen.append(name)
     return frozen
-
-
-def parameter_groups(
-    model: PreTrainedModel, learning_rate: float, weight_decay: float, backbone_lr: float | None = None
-) -> list[dict[str, Any]]:
-    """Return the optimizer's parameter groups: head and backbone, each with and without weight decay.
-
-    Every trainable parameter stands in exactly one group. Biases, norms and other one-dimensional parameters, position
-    embeddings and learnt tokens are not decayed. Empty groups are left out.
-    """
-    head = head_parameters(model)
-    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY)))
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim > 1 and name in decayed and not re.search("|".join(NO_DECAY), name.lower())
-            groups.setdefault((name in head, decays), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": learning_rate if is_head or backbone_lr is None else backbone_lr,
-            "weight_decay": weight_decay if decays else 0.0,
-        }
-        for (is_head, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
-    ]

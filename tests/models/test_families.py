@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from cv_hf.config import ModelConfig
 from cv_hf.errors import ModelError
-from cv_hf.models import build_model, freeze_backbone, head_parameters, parameter_groups
+from cv_hf.models import build_model, freeze_backbone, head_parameters
 from tests.tiny import TINY_FAMILIES, UNTRAINABLE, tiny_model
 
 TRAINABLE = [family for family, recipe in TINY_FAMILIES.items() if recipe.model_type not in UNTRAINABLE]
@@ -130,30 +130,6 @@ def test_a_frozen_backbone_stays_as_it_is(tiny, family, tmp_path):
         module = model.get_submodule(name.rpartition(".")[0])
         if not list(module.children()):
             assert module.training == (name in head), name
-
-
-@pytest.mark.parametrize("family", DISTINCT)
-def test_parameter_groups_hold_every_parameter_once(tiny, family):
-    model = build(tiny(family)).model
-    head = head_parameters(model)
-    groups = parameter_groups(model, learning_rate=1e-3, weight_decay=0.1, backbone_lr=1e-5)
-    placed = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(placed) == sorted(id(parameter) for parameter in model.parameters())
-    by_id = {id(parameter): group for group in groups for parameter in group["params"]}
-    for name, parameter in model.named_parameters():
-        group = by_id[id(parameter)]
-        assert group["lr"] == (1e-3 if name in head else 1e-5)
-        if parameter.ndim < 2:
-            assert group["weight_decay"] == 0.0, name
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-            # SwinV2's small network of position biases is exempt, in the paper's code as in Trainer's rule.
-            assert by_id[id(module.weight)]["weight_decay"] == (0.0 if "bias" in name else 0.1), name
-    freeze_backbone(model)
-    left = parameter_groups(model, learning_rate=1e-3, weight_decay=0.1)
-    assert {id(parameter) for group in left for parameter in group["params"]} == {
-        id(parameter) for name, parameter in model.named_parameters() if name in head
-    }
 
 
 @pytest.mark.parametrize("family", TRAINABLE)

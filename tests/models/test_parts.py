@@ -17,8 +17,7 @@ from transformers import (
 )
 
 from cv_hf.config import ModelConfig
-from cv_hf.models import build_model, freeze_backbone, head_parameters, parameter_groups
-from tests.tiny import tiny_model
+from cv_hf.models import build_model, freeze_backbone, head_parameters
 
 NAMES = {0: "ant", 1: "bee", 2: "cat"}
 
@@ -150,23 +149,3 @@ def test_freezing_survives_copies_and_leaves_no_trace(tiny, tmp_path):
     again.train()
     again(torch.rand(2, 3, 32, 32))
     assert again.resnet.training
-
-
-def test_what_is_decayed(tmp_path):
-    model = build(tiny_model("swinv2", tmp_path / "swinv2"))
-    groups = parameter_groups(model, learning_rate=1e-3, weight_decay=0.05)
-    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
-    assert "classifier.weight" in names
-    assert "swinv2.embeddings.patch_embeddings.projection.weight" in names
-    assert not any("logit_scale" in name or "norm" in name or "bias" in name for name in names)
-    assert {group["lr"] for group in groups} == {1e-3}
-    vit = build(tiny_model("vit", tmp_path / "vit"))
-    decayed = {
-        id(parameter)
-        for group in parameter_groups(vit, learning_rate=1e-3, weight_decay=0.05)
-        if group["weight_decay"]
-        for parameter in group["params"]
-    }
-    assert id(vit.vit.embeddings.position_embeddings) not in decayed
-    assert id(vit.vit.embeddings.cls_token) not in decayed
