@@ -177,6 +177,10 @@ def plain(name: str, value: Any, folder: Path) -> Any:
 def test_every_name_in_replaced_is_a_field():
     assert REPLACED.keys() - FIELDS.keys() == set()
     assert FIELDS.keys() & TrainConfig.model_fields.keys() == set()
+    contradicting = {name for name in FIELDS if name.startswith(("per_device_", "hub_", "do_"))}
+    contradicting |= {"output_dir", "push_to_hub", "metric_for_best_model", "greater_is_better", "local_rank"}
+    assert len(contradicting) == 16
+    assert contradicting <= REPLACED.keys()
 
 
 @pytest.mark.parametrize("name", FIELDS)

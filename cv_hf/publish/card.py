@@ -49,7 +49,7 @@ def write_card(
     # A metric is None where the split cannot tell it (no positive sample of any class).
     measured = {name: metrics[split].get(name) for name in task.metrics(labels, columns)}
     scores = {name: value for name, value in measured.items() if value is not None}
-    name = path.parent.resolve().parent.name
+    name = _one_line(path.parent.resolve().parent.name) or task.name
     metadata = _metadata(recipe, task, name, split, scores, data_commit)
     body = _body(
         task,
@@ -66,17 +66,21 @@ def write_card(
 
 def text(value: Any, limit: int = 80) -> str:
     """A value as inert Markdown on one line: no HTML, link, emphasis, table cell or direction override in it."""
-    line = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in str(value))
-    line = " ".join(line.split())
+    line = _one_line(value)
     line = line if len(line) <= limit else line[: limit - 1] + "…"
     line = re.sub(r"([\\`*_{}\[\]()#+!|~:])", r"\\\1", html.escape(line, quote=False))
     # The Hub makes links of bare addresses; those with a scheme have lost their colon above.
     return re.sub(r"(?i)\bwww(?=\.)", r"\g<0>\\", line)
 
 
+def _one_line(value: Any) -> str:
+    """Without control characters, line ends and direction overrides."""
+    return " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in str(value)).split())
+
+
 def _public(id: str) -> str:
     """An id of the Hub as it is; of a path of this machine its last part alone."""
-    return Path(id).resolve().name if Path(id).exists() else id
+    return _one_line(Path(id).resolve().name if Path(id).exists() else id)
 
 
 def _origin(id: str, commit: str | None) -> str:
@@ -92,7 +96,7 @@ def _metadata(
             task_type=task.name,
             dataset_type=recipe.data.id if on_hub else "local",
             dataset_name=_public(recipe.data.id),
-            dataset_config=recipe.data.config,
+            dataset_config=recipe.data.config and _one_line(recipe.data.config),
             dataset_split=split,
             dataset_revision=data_commit,
             metric_type=metric,
