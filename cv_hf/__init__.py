@@ -17,7 +17,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from cv_hf.config import Recipe, load_recipe
-    from cv_hf.data import load_splits
     from cv_hf.errors import CvHfError
     from cv_hf.finetuning import Run, finetune
     from cv_hf.inference import evaluate_model, load_trained, predict_files
@@ -30,7 +29,6 @@ _HOMES = {
     "evaluate_model": "cv_hf.inference",
     "finetune": "cv_hf.finetuning",
     "load_recipe": "cv_hf.config",
-    "load_splits": "cv_hf.data",
     "load_trained": "cv_hf.inference",
     "predict_files": "cv_hf.inference",
     "push": "cv_hf.publish",
@@ -43,7 +41,6 @@ __all__ = [
     "evaluate_model",
     "finetune",
     "load_recipe",
-    "load_splits",
     "load_trained",
     "predict_files",
     "push",

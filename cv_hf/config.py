@@ -29,41 +29,41 @@ TASKS = (
 )
 FORMATS = ("hub", "imagefolder", "coco", "voc", "yolo", "masks", "panoptic", "parquet")
 
-_STREAMED = "evaluation streams into the task's metrics; there is nothing to set"
-_COMMANDS = "the command (cv-hf train, eval or predict)"
-_HUB = "hub.repo_id and hub.private, or `cv-hf push`"
+_STREAMED = "evaluation streams into the task's metrics, so there is nothing to set"
+_COMMANDS = "use the command (cv-hf train, eval or predict)"
+_HUB = "use hub.repo_id and hub.private, or `cv-hf push`"
 REPLACED: dict[str, str] = {
-    "output_dir": "run_dir",
-    "per_device_train_batch_size": "train.batch_size (over all devices)",
-    "per_device_eval_batch_size": "eval.batch_size",
-    "auto_find_batch_size": "train.batch_size and train.gradient_accumulation_steps",
+    "output_dir": "use run_dir",
+    "per_device_train_batch_size": "use train.batch_size (over all devices)",
+    "per_device_eval_batch_size": "use eval.batch_size",
+    "auto_find_batch_size": "use train.batch_size and train.gradient_accumulation_steps",
     "push_to_hub": _HUB,
     "hub_model_id": _HUB,
     "hub_private_repo": _HUB,
     "hub_strategy": _HUB,
     "hub_always_push": _HUB,
     "hub_revision": _HUB,
-    "hub_token": "the HF_TOKEN environment variable",
-    "metric_for_best_model": "eval.metric",
-    "greater_is_better": "eval.metric (each metric knows its direction)",
-    "load_best_model_at_end": "eval.metric (model/ always holds the best checkpoint)",
-    "resume_from_checkpoint": "cv-hf train --resume",
+    "hub_token": "use the HF_TOKEN environment variable",
+    "metric_for_best_model": "use eval.metric",
+    "greater_is_better": "use eval.metric (each metric knows its direction)",
+    "load_best_model_at_end": "use eval.metric (model/ always holds the best checkpoint)",
+    "resume_from_checkpoint": "use cv-hf train --resume",
     "do_train": _COMMANDS,
     "do_eval": _COMMANDS,
     "do_predict": _COMMANDS,
-    "local_rank": "cv-hf train --nproc, torchrun or accelerate launch",
-    "remove_unused_columns": "data.columns",
-    "label_names": "data.columns",
-    "train_sampling_strategy": "train.seed (images are shuffled anew every epoch)",
-    "length_column_name": "nothing: images have no length",
+    "local_rank": "use cv-hf train --nproc, torchrun or accelerate launch",
+    "remove_unused_columns": "use data.columns",
+    "label_names": "use data.columns",
+    "train_sampling_strategy": "use train.seed (images are shuffled anew every epoch)",
+    "length_column_name": "images have no length",
     "prediction_loss_only": _STREAMED,
     "eval_do_concat_batches": _STREAMED,
     "eval_use_gather_object": _STREAMED,
     "eval_accumulation_steps": _STREAMED,
     "include_for_metrics": _STREAMED,
     "batch_eval_metrics": _STREAMED,
-    "bf16_full_eval": "train.bf16 (the published score is always that of the precision pipeline() uses)",
-    "fp16_full_eval": "train.fp16 (the published score is always that of the precision pipeline() uses)",
+    "bf16_full_eval": "use train.bf16 (the published score is always that of the precision pipeline() uses)",
+    "fp16_full_eval": "use train.fp16 (the published score is always that of the precision pipeline() uses)",
 }
 
 
@@ -241,7 +241,7 @@ def check_training_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     checked = {}
     for name, value in values.items():
         if name in REPLACED:
-            raise RecipeError(f"train.{name} is not used here. Use instead: {REPLACED[name]}.")
+            raise RecipeError(f"train.{name} is not used here; {REPLACED[name]}.")
         if name not in fields:
             near = did_you_mean(name, [*fields, *TrainConfig.model_fields])
             raise RecipeError(f"train.{_key(name)} is not a known key.{near}")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,25 +86,26 @@ def finetune(
     if recipe.hub and is_main():
         publish.check_can_write(recipe.hub.repo_id)
 
-    seed = recipe.train.arguments["seed"]
-    splits = load_splits(recipe.data, task, seed=seed, echo=echo)
-    set_seed(seed)  # the new head is drawn from it
-    built = build_model(recipe.model, task.auto_class, task.model_fields(splits.labels, splits.train.column_names))
-    echo("\n".join(built.report.lines()))
+    with resumable(folder):
+        seed = recipe.train.arguments["seed"]
+        splits = load_splits(recipe.data, task, seed=seed, echo=echo)
+        set_seed(seed)  # the new head is drawn from it
+        built = build_model(recipe.model, task.auto_class, task.model_fields(splits.labels, splits.train.column_names))
+        echo("\n".join(built.report.lines()))
 
-    trainer = build_trainer(recipe, task, splits, built, folder)
-    echo(f"training on {describe(trainer.args)}")
-    outcome = train(trainer, folder, resume=resume)
+        trainer = build_trainer(recipe, task, splits, built, folder)
+        echo(f"training on {describe(trainer.args)}")
+        outcome = train(trainer, folder, resume=resume)
 
-    if is_main():
-        publish.save_model_folder(trainer.model, built.processor, task.name, splits.labels, folder / "model")
-    trainer.accelerator.wait_for_everyone()
-    metrics = {"train": outcome, **score_saved(recipe, splits, folder)}
-    url = None
-    if is_main():
-        write_results(recipe, task, splits, built, folder, metrics)
-        url = publish.push(folder, recipe.hub.repo_id, private=recipe.hub.private) if recipe.hub else None
-    return Run(folder, folder / "model", metrics, trainer.state.log_history, url)
+        if is_main():
+            publish.save_model_folder(trainer.model, built.processor, task.name, splits.labels, folder / "model")
+        trainer.accelerator.wait_for_everyone()
+        metrics = {"train": outcome, **score_saved(recipe, splits, folder)}
+        url = None
+        if is_main():
+            write_results(recipe, task, splits, built, folder, metrics)
+            url = publish.push(folder, recipe.hub.repo_id, private=recipe.hub.private) if recipe.hub else None
+        return Run(folder, folder / "model", metrics, trainer.state.log_history, url)
 
 
 def open_run(recipe: Recipe, *, resume: bool) -> Path:
@@ -120,6 +123,18 @@ def open_run(recipe: Recipe, *, resume: bool) -> Path:
             (folder / "log.jsonl").unlink(missing_ok=True)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     return folder
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C into the command that goes on from what was saved."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved = newest_checkpoint(folder / "checkpoints")
+        state = f"the newest checkpoint is {saved}" if saved else "no checkpoint was saved yet"
+        command = f"cv-hf train {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
+        raise Interrupted(f"interrupted; {state}.\nTo go on: {command}") from None
 
 
 def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, folder: Path) -> Trainer:
@@ -167,12 +182,7 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
 def train(trainer: Trainer, folder: Path, *, resume: bool) -> dict[str, Any]:
     """Train to the end and load the best checkpoint; return what metrics.json says of training."""
     checkpoint = newest_checkpoint(folder / "checkpoints") if resume else None
-    try:
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    except KeyboardInterrupt:
-        saved = newest_checkpoint(folder / "checkpoints")
-        state = f"the newest checkpoint is {saved}" if saved else "no checkpoint was saved yet"
-        raise Interrupted(f"interrupted; {state}.\nTo go on: cv-hf train {folder / 'recipe.yaml'} --resume") from None
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
     return {
         "loss": outcome.training_loss,
         "steps": outcome.global_step,

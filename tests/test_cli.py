@@ -196,7 +196,7 @@ def test_push_after_training(trained, hub):
     [
         ("train.learnin_rate=1", "train.learnin_rate is not a known key. Did you mean 'learning_rate'?"),
         ("train.learning_rate=fast", "train.learning_rate: input should be a valid number"),
-        ("train.output_dir=x", "train.output_dir is not used here. Use instead: run_dir."),
+        ("train.output_dir=x", "train.output_dir is not used here; use run_dir."),
         ("task=object-detection", "cannot be trained by this version"),
         ("data.id=/no/such/folder", "there is no file or folder /no/such/folder"),
         ("data.splits.validation=nope", "nope"),

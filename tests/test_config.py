@@ -191,7 +191,7 @@ def test_every_field_of_training_arguments_is_passed_or_refused(name, tmp_path):
     """
     if name in REPLACED:
         message = refused(section("train", **{name: default(FIELDS[name])}))
-        assert message == f"recipe: train.{name} is not used here. Use instead: {REPLACED[name]}."
+        assert message == f"recipe: train.{name} is not used here; {REPLACED[name]}."
         return
     # Some fields set environment variables, for Accelerate to read.
     with mock.patch.dict(os.environ):

@@ -84,6 +84,8 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
             if role != "test" or "test" in (data.splits or {}):
                 raise
             echo(f"data: the split {name} is left out: {str(error).splitlines()[0]}")
+    for role, split in rows.items():
+        _refuse_empty(split, role, data, findings)
     rows = _named(rows, chosen, source.root)
     labels = task.label_map(rows, data)
     if not len(labels):
@@ -135,7 +137,9 @@ def load_split(
     source = read(data, task, [], findings, split)
     names = list(source.splits)
     for name in _candidates(names, split, data.id):
-        rows = _named({"test": task.canonical(source.splits[name], data)}, {"test": name}, source.root)
+        split_rows = task.canonical(source.splits[name], data)
+        _refuse_empty(split_rows, name, data, findings)
+        rows = _named({"test": split_rows}, {"test": name}, source.root)
         encoded = task.encode(rows["test"], labels.with_sources_of(task.label_map(rows, data)))
         missing = _unlabelled(encoded)
         if len(missing) < len(encoded):

@@ -81,11 +81,11 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
         raise RecipeError("train.early_stopping needs evaluations and checkpoints: set eval_strategy, save_strategy.")
     values = {
         **precision(given, accelerated),
-        "use_cpu": not accelerated,
         "dataloader_num_workers": workers,
         "dataloader_persistent_workers": workers > 0,
         "dataloader_pin_memory": accelerated,
         **given,
+        "use_cpu": not accelerated,
         "output_dir": str(checkpoints),
         "per_device_train_batch_size": per_device,
         "per_device_eval_batch_size": recipe.eval.batch_size,
