@@ -168,10 +168,10 @@ processor saved beside them: the same computation that `pipeline()` does.
 {classes}
 ## Training
 
-`recipe.yaml` in this repository is the whole configuration, every default written out. To train it again:
+`recipe.yaml` in this repository is the whole configuration, every default written out. To train it again, with cv_hf
+installed and `data.id` where the data is:
 
 ```bash
-pip install cv_hf
 cv-hf train recipe.yaml
 ```
 {f"{chr(10)}## Findings in the data{chr(10)}{chr(10)}{findings}" if findings else ""}

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from cv_hf.data import CODES, Findings, LabelMap
+from cv_hf.data import CODES, NAMES_KEPT, Findings, LabelMap
 from cv_hf.task import Task
 from cv_hf.training.samples import EvalGroup, EvalSamples, collate_eval
 
@@ -105,13 +105,16 @@ def forward(
 
 
 def recorder(findings: Findings, on_bad_sample: str) -> Callable[[Sequence[tuple[str, str, str]]], None]:
-    """Count what is found; with "stop", the first sample that had to be dropped raises DataError."""
+    """Count what is found, and print each sample that is dropped; with "stop", the first one raises DataError."""
 
     def record(found: Sequence[tuple[str, str, str]]) -> None:
         for code, name, reason in found:
-            if CODES[code].severity == "dropped":
-                findings.drop(code, name, reason, on_bad_sample)
-            else:
+            if CODES[code].severity != "dropped":
                 findings.add(code, name, reason)
+                continue
+            known = findings.count(code)
+            findings.drop(code, name, reason, on_bad_sample)
+            if known < findings.count(code) <= NAMES_KEPT:
+                print(f"{name}: {reason or CODES[code].meaning}; going on without it", flush=True)
 
     return record

@@ -68,7 +68,7 @@ def test_damaged_photos_are_passed_over_counted_and_named(recipe, copied):
     assert len(str(error.value).splitlines()) <= 2
 
 
-def test_a_photo_that_only_decoding_finds_broken_is_replaced_in_its_batch(recipe, copied):
+def test_a_photo_that_only_decoding_finds_broken_is_replaced_in_its_batch(recipe, copied, capsys):
     """Its header and its end are right; its middle is not."""
     file = copied / "train" / "red" / "3.png"
     content = bytearray(file.read_bytes())
@@ -78,6 +78,7 @@ def test_a_photo_that_only_decoding_finds_broken_is_replaced_in_its_batch(recipe
         image.load()
     run = finetune(recipe(data={"id": str(copied)}, train={"dataloader_num_workers": 2}))
     assert run.metrics["findings"]["unreadable-image"]["files"] == ["train/red/3.png"]
+    assert capsys.readouterr().out.count("train/red/3.png: ") == 1
     stop = recipe(data={"id": str(copied), "on_bad_sample": "stop"}, train={"dataloader_num_workers": 2})
     with pytest.raises(DataError, match=r"train/red/3\.png"):
         finetune(stop | {"run_dir": str(run.folder) + "-2"})
