@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks.clothing import clothing
+from benchmarks.startup import startup
 from cv_hf.environment import quiet, report
 
-BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {"clothing": clothing}
+BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {"clothing": clothing, "startup": startup}
 FOLDER = Path("runs/bench")
 
 
@@ -30,12 +31,18 @@ def main() -> int:
     rows = [{"command": f"python -m benchmarks {name}", **row} for name in names for row in BENCHMARKS[name](FOLDER)]
     machine = {**report(), "threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0))}
     (FOLDER / "results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
     print(f"\n{machine['cores']} cores ({machine['cpu']}), torch {machine['torch']}")
-    print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(str(row.get(column, "")) for column in columns) + " |")
+    for name in names:
+        print(f"\npython -m benchmarks {name}\n")
+        for line in _table([row for row in rows if row["command"].endswith(f" {name}")]):
+            print(line)
     return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    columns = [column for column in rows[0] if column != "command"] if rows else []
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return [*lines, *("| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows)]
 
 
 if __name__ == "__main__":

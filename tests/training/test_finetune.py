@@ -213,3 +213,14 @@ def test_a_run_is_not_overwritten(recipe):
 def test_a_loss_that_is_not_finite_stops_the_run(recipe):
     with pytest.raises(DataError, match="not finite at step"):
         finetune(recipe("vit", train={"learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 20, "warmup_steps": 0}))
+
+
+def test_inception_through_timm(recipe, tmp_path):
+    """GoogLeNet's line, which Transformers lacks: the real architecture, since timm has no smaller one."""
+    import timm
+
+    model = timm.create_model("inception_v3", num_classes=5)
+    timm.models.save_for_hf(model, tmp_path / "inception", safe_serialization=True)
+    run = finetune(recipe("vit", model={"id": str(tmp_path / "inception"), "image_size": 96}, train={"max_steps": 1}))
+    answer = pipeline("image-classification", model=str(run.model))(Image.new("RGB", (50, 80), "red"))
+    assert {each["label"] for each in answer} == {"red", "green", "blue"}
