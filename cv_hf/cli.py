@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,8 +138,10 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.run_dir:
         overrides.append(f"run_dir={json.dumps(arguments.run_dir)}")
     if arguments.nproc and arguments.nproc > 1 and "WORLD_SIZE" not in os.environ:
-        _launch(arguments.nproc, arguments.recipe, overrides, arguments.resume)
-        return
+        from cv_hf.launch import launch
+
+        code = launch(arguments.nproc, ["train", arguments.recipe, *overrides, *["--resume"] * arguments.resume])
+        raise SystemExit(code)
     from cv_hf.environment import quiet
     from cv_hf.finetuning import finetune
 
@@ -159,15 +160,6 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"  cv-hf predict {run.folder} IMAGE|DIR")
     if not run.url:
         print(f"  cv-hf push {run.folder} USER/NAME")
-
-
-def _launch(processes: int, recipe: str, overrides: Sequence[str], resume: bool) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "cv_hf", "train", recipe, *overrides, *(["--resume"] if resume else [])]
-    code = subprocess.call(command)
-    if code:
-        # Each process has said why; torchrun's own code says only that one failed.
-        raise SystemExit(2 if code == 1 else code)
 
 
 def _eval(arguments: argparse.Namespace) -> None:

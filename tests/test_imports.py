@@ -22,7 +22,7 @@ FLOORS = (
     {"tasks", "training", "publish"},
     {"inference"},
     {"finetuning", "verify", "starter"},
-    {"recipes", "environment"},
+    {"recipes", "environment", "launch"},
     {"cli", "demo"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
