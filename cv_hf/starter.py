@@ -35,7 +35,7 @@ def write_starter(
     splits = load_splits(section, chosen, seed=0)
     names = splits.labels.names
     # repr escapes what would move the cursor or turn the line around.
-    shown = ", ".join(repr(name[:60]) for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    shown = ", ".join(repr(name[:60])[1:-1] for name in names[:8]) + (", ..." if len(names) > 8 else "")
     print(f"{len(names)} classes: {shown}")
     sizes = {name: split for name in ("train", "validation", "test") if (split := getattr(splits, name)) is not None}
     print(", ".join(f"{name} {len(split)}" for name, split in sizes.items()))

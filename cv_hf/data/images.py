@@ -229,7 +229,9 @@ def _header(opened: PIL.Image.Image, image: Any) -> Header:
     # Phones name MPO files .jpg, and MPO begins as a JPEG does.
     if expected and opened.format not in (expected, "MPO" if expected == "JPEG" else expected):
         codes.append("suffix-mismatch")
-    orientation = opened.getexif().get(PIL.Image.ExifTags.Base.Orientation, 1)
+    # A PNG is decoded whole to look for EXIF after its pixels; before them, where writers put it, it is in `info`.
+    exif = {} if opened.format == "PNG" and "exif" not in opened.info else opened.getexif()
+    orientation = exif.get(PIL.Image.ExifTags.Base.Orientation, 1)
     orientation = orientation if orientation in range(1, 9) else 1
     return Header(opened.format or "", opened.mode, opened.width, opened.height, orientation, tuple(codes))
 

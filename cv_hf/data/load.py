@@ -85,7 +85,8 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
                 raise
             echo(f"data: the split {name} is left out: {str(error).splitlines()[0]}")
     for role, split in rows.items():
-        _refuse_empty(split, role, data, findings)
+        if role != "test":
+            _refuse_empty(split, role, data, findings)
     rows = _named(rows, chosen, source.root)
     labels = task.label_map(rows, data)
     if not len(labels):
@@ -215,6 +216,10 @@ def _named(
     counts = Counter(name for split in names.values() for name in split)
     named = {}
     for role, split in rows.items():
+        if not len(split):
+            features = datasets.Features({**split.features, "file": datasets.Value("string")})
+            named[role] = datasets.Dataset.from_dict({name: [] for name in features}, features=features)
+            continue
         unique = []
         for index, name in enumerate(names[role]):
             place = f"{chosen[role]}[{index}]"

@@ -445,3 +445,17 @@ def test_real_photos():
     assert len(splits.findings) == 0
     voc = SHARED / "bccd"
     assert detect_format(DataConfig(id=str(voc))) == "voc"
+
+
+def test_a_table_whose_images_all_lie_outside_says_so(tmp_path):
+    write(tmp_path, images("elsewhere/cat"))
+    rows = "".join(f"{tmp_path}/elsewhere/cat/{number}.png,cat\n" for number in range(5))
+    for split in ("train", "test"):
+        write(tmp_path, {f"data/{split}.csv": f"file_name,label\n{rows}".encode()})
+    stop("no sample is left in train", id=str(tmp_path / "data"))
+    write(tmp_path, images("data/cat"))
+    inside = "".join(f"cat/{number}.png,cat\n" for number in range(5))
+    write(tmp_path, {"data/train.csv": f"file_name,label\n{inside}".encode()})
+    splits = load(tmp_path / "data", format="parquet")
+    assert splits.test is None
+    assert splits.findings.count("path-outside") == 5
