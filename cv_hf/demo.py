@@ -74,7 +74,7 @@ def _recipe(model: Path, data: Path) -> dict:
         # A mirrored or recoloured digit is another one, so the default augmentations do not fit here.
         "augment": [{"RandomResizedCrop": {"scale": [0.7, 1.0], "ratio": [0.8, 1.25]}}],
         # At 64 pixels the convolutions are too small for bfloat16 to pay.
-        "train": {"num_train_epochs": 5, "batch_size": 32, "learning_rate": 1e-3, "bf16": False, "fp16": False},
+        "train": {"num_train_epochs": 4, "batch_size": 32, "learning_rate": 1e-3, "bf16": False, "fp16": False},
         "run_dir": str(data.parent / "run"),
     }
 
