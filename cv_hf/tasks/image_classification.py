@@ -71,7 +71,8 @@ def predict(outputs: Any, config: Any, sizes: Sequence[tuple[int, int]]) -> list
     """What pipeline("image-classification") answers: for each image its best classes, [{label, score}], best first."""
     logits = outputs.logits.float().cpu().numpy()
     if config.problem_type == "multi_label_classification" or logits.shape[1] == 1:
-        scores = 1 / (1 + np.exp(-logits))
+        with np.errstate(over="ignore"):  # exp overflows to infinity, whose score is 0
+            scores = 1 / (1 + np.exp(-logits))
     else:
         exponent = np.exp(logits - logits.max(axis=-1, keepdims=True))
         scores = exponent / exponent.sum(axis=-1, keepdims=True)

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from cv_hf.data import UnreadableImage, decode
+from cv_hf.errors import CvHfError
 from cv_hf.transforms.augment import Augment
 
 # How many neighbours to try before a data set is taken to be unreadable as a whole.
@@ -65,7 +66,11 @@ class TrainSamples(Dataset):
             image, found = _decoded(row)
             findings += found
             if image is not None:
-                sample = self.train_sample(np.asarray(image), row, _Keyed(self.augment, key))
+                try:
+                    sample = self.train_sample(np.array(image), row, _Keyed(self.augment, key))
+                except CvHfError as error:
+                    # Raised in a worker, it would reach the user inside a traceback.
+                    return {"findings": findings, "error": type(error)(f"{row['file']}: {error}")}
                 return {**sample, "findings": findings}
         return {"findings": findings}
 
@@ -106,9 +111,12 @@ def collate_train(
             the device turns into what the model takes. Otherwise the whole processor runs here.
 
     Returns:
-        the model's inputs and `findings`.
+        the model's inputs and `findings`; or `error`, for the training process to raise.
     """
     findings = [finding for item in items for finding in item["findings"]]
+    errors = [item["error"] for item in items if "error" in item]
+    if errors:
+        return {"findings": findings, "error": errors[0]}
     samples = [item for item in items if "image" in item]
     if not samples:
         return {"findings": findings}

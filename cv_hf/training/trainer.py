@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from cv_hf.errors import DataError
+from cv_hf.errors import DataError, ModelError
 from cv_hf.models import PixelMap, head_parameters
 from cv_hf.training.arguments import data_seed
 from cv_hf.training.samples import EpochSampler, EvalSamples
@@ -84,6 +84,8 @@ class Trainer(transformers.Trainer):
         batches = []
         for _, batch in zip(range(num_batches), epoch_iterator, strict=False):
             self.record(batch.pop("findings", ()))
+            if "error" in batch:
+                raise batch["error"]
             if not batch:
                 raise DataError(
                     "no image of a whole stretch of the training split could be read; see the findings above."
@@ -129,6 +131,10 @@ class Trainer(transformers.Trainer):
         final = folder / f"checkpoint-{self.state.global_step}"
         partial = folder / f".{final.name}.partial"
         self.store_flos()
+        if self.args.should_save:
+            for left in folder.glob(".checkpoint-*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self.save_model(str(partial), _internal_call=True)
         if self.state.best_global_step:
             best = folder / f"checkpoint-{self.state.best_global_step}"
@@ -244,7 +250,10 @@ def _load_weights(model: Any, folder: str) -> None:
     those of the module; Trainer reads them back by name, finds none, and goes on with what it had. from_pretrained
     knows both.
     """
-    model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+    saved, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ModelError(f"{folder}: weights are missing in this checkpoint. Remove it to go on from an older one.")
+    model.load_state_dict(saved.state_dict())
 
 
 def _size(batch: dict[str, Any]) -> int:

@@ -52,12 +52,21 @@ class Augment:
         """
         generator = np.random.default_rng((self.seed, *key))
         self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        augmented = self._compose(image=image, **targets)
-        shape = augmented["image"].shape[:2]
-        if self.size is not None and shape != self.size:
+        try:
+            augmented = self._compose(image=image, **targets)
+        except Exception as error:  # each operation has errors of its own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise RecipeError(f"augment: fails on an image of {image.shape[0]}x{image.shape[1]}: {reason}") from None
+        result = augmented["image"]
+        if result.dtype != np.uint8 or result.ndim != 3 or result.shape[2] != 3:
             raise RecipeError(
-                f"augment: the list ends at {shape[0]}x{shape[1]}, the model takes {self.size[0]}x{self.size[1]}. "
-                "Put the operation that sets the size last, without a size of its own."
+                f"augment: the list makes {result.dtype} {'x'.join(map(str, result.shape))} of 8-bit RGB images. "
+                "Leave out Normalize, ToFloat and ToTensor: the processor's own pixel values follow."
+            )
+        if self.size is not None and result.shape[:2] != self.size:
+            raise RecipeError(
+                f"augment: the list ends at {result.shape[0]}x{result.shape[1]}, the model takes "
+                f"{self.size[0]}x{self.size[1]}. Put the operation that sets the size last, without size or p of its own."
             )
         return augmented
 
@@ -82,6 +91,8 @@ def build_augment(
         if isinstance(entry, dict) and len(entry) != 1:
             raise RecipeError(f"augment: each entry is one name with its arguments, not {sorted(entry)}.")
         kind = getattr(A, name, None)
+        if inspect.isclass(kind) and issubclass(kind, A.BaseCompose):
+            raise RecipeError(f"augment: {name} holds other operations, which a recipe cannot; give each a p instead.")
         if not (inspect.isclass(kind) and issubclass(kind, A.BasicTransform)):
             known = [n for n, c in vars(A).items() if inspect.isclass(c) and issubclass(c, A.BasicTransform)]
             raise RecipeError(f"augment: albumentations has no {name!r}.{did_you_mean(name, known)}")
@@ -103,7 +114,12 @@ def build_augment(
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"augment: {name}: {reason[:200]}") from None
-    return Augment(transforms, size if ends_at_size else None, seed)
+    augment = Augment(transforms, size if ends_at_size else None, seed)
+    # What cannot work is said now, not by a loader worker in the middle of training.
+    height, width = size or _BEFORE_PROCESSOR
+    for trial, shape in enumerate([(height + 9, 2 * width), (2 * height, width + 9)] * 6):
+        augment((0, trial), np.full((*shape, 3), 127, np.uint8))
+    return augment
 
 
 def sets_size(kind: type[A.BasicTransform]) -> bool:

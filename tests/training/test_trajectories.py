@@ -36,7 +36,7 @@ def steps(log: list[dict], *names: str) -> list[float]:
 def test_accumulated_gradients_are_those_of_the_whole_batch(recipe, tmp_path, family, batch_size):
     """24 samples: with 7 the last batch has 3, which two micro-batches of 4 and 3 cannot share evenly."""
     logs = []
-    for accumulation in (1, 2) if batch_size % 2 == 0 else (1, 7):
+    for accumulation in (1, 4) if batch_size == 8 else (1, 7):
         values = recipe(
             family,
             model={"config": PLAIN[family]},
@@ -96,9 +96,7 @@ def test_a_resumed_run_follows_the_uninterrupted_one(recipe, tmp_path):
     checkpoints = whole.folder / "checkpoints"
     for later in ("checkpoint-6", "checkpoint-8", "checkpoint-9"):
         subprocess.run(["rm", "-r", str(checkpoints / later)], check=True)
-    before = torch.load(checkpoints / "checkpoint-4" / "optimizer.pt", weights_only=True)
     resumed = finetune(values, resume=True)
-    assert before["state"], "the optimizer had a state to go on from"
     assert steps(resumed.log, "loss", "grad_norm") == steps(whole.log, "loss", "grad_norm")
     assert resumed.metrics["test"] == whole.metrics["test"]
 

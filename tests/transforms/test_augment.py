@@ -78,9 +78,9 @@ def test_a_list_that_sets_no_size_leaves_it_to_the_processor():
     assert (build_augment([], (24, 40), seed=0)((0, 0), IMAGE)["image"] == IMAGE).all()
 
 
-def test_the_image_that_ends_at_another_size_is_refused():
-    augment = build_augment([{"RandomResizedCrop": {"size": [10, 10]}}], (24, 40), seed=0)
-    with pytest.raises(RecipeError, match=r"ends at 10x10, the model takes 24x40"):
+def test_the_image_that_an_operation_cannot_take_is_named_with_its_size():
+    augment = build_augment(["RandomCrop"], (100, 100), seed=0)
+    with pytest.raises(RecipeError, match=r"augment: fails on an image of 50x70: "):
         augment((0, 0), IMAGE)
 
 
@@ -88,12 +88,18 @@ def test_the_image_that_ends_at_another_size_is_refused():
     ("names", "says"),
     [
         (["HorizontalFilp"], "Did you mean 'HorizontalFlip'"),
-        (["Compose"], "albumentations has no 'Compose'"),
         (["os"], "albumentations has no 'os'"),
         ([{"HorizontalFlip": {"prob": 1}}], "HorizontalFlip has no argument 'prob'"),
         ([{"HorizontalFlip": {"p": "x"}}], "augment: HorizontalFlip:"),
         ([{"A": {}, "B": {}}], "each entry is one name"),
         ([{}], "each entry is one name"),
+        ([{"RandomResizedCrop": {"size": [10, 10]}}], "ends at 10x10, the model takes 24x40"),
+        ([{"RandomResizedCrop": {"p": 0.5}}], "ends at"),
+        (["RandomResizedCrop", "Normalize"], "Leave out Normalize"),
+        (["HorizontalFlip", "ToFloat"], "Leave out Normalize"),
+        ([{"ToGray": {"num_output_channels": 1, "p": 1}}], "of 8-bit RGB images"),
+        (["OneOf"], "holds other operations"),
+        (["Mosaic"], "augment: "),
     ],
 )
 def test_what_albumentations_does_not_have_is_refused(names, says):
