@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--out", metavar="RECIPE", help="the file to write (default: recipe.yaml)", default="recipe.yaml")
     init.add_argument("--task", help="the task, where the data does not tell")
     init.add_argument("--model", help="the model to start from (default: the task's)")
-    _add_format(init)
+    _add_data_options(init)
     init.set_defaults(run=_init)
 
     train = commands.add_parser("train", help="fine-tune a model as a recipe says")
@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="FILE", help="write every number there; - for standard output")
     evaluate.add_argument("--task", help="the task of a model that cv_hf did not train")
     evaluate.add_argument("--batch-size", metavar="N", type=int, default=16)
-    _add_format(evaluate)
+    evaluate.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
+    _add_data_options(evaluate)
     evaluate.set_defaults(run=_eval)
 
     predict = commands.add_parser("predict", help="predict images; writes pictures and predictions.json")
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", metavar="IMAGE|DIR", nargs="+")
     predict.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
     predict.add_argument("--task", help="the task of a model that cv_hf did not train")
+    predict.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
     predict.set_defaults(run=_predict)
 
     push = commands.add_parser("push", help="push a finished run to the Hub")
@@ -114,22 +116,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_format(parser: argparse.ArgumentParser) -> None:
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", metavar="F", help="hub, imagefolder or parquet, where it is not detected rightly")
+    parser.add_argument(
+        "overrides", metavar="data.key=value", nargs="*", help="what a recipe would say, as data.columns.label=breed"
+    )
 
 
 def _init(arguments: argparse.Namespace) -> None:
+    from cv_hf.config import load_section
     from cv_hf.environment import quiet
     from cv_hf.starter import write_starter
 
     quiet()
-    write_starter(
-        arguments.data,
-        Path(arguments.out),
-        task=arguments.task,
-        model=arguments.model,
-        format=arguments.format,
-    )
+    data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
+    write_starter(data, Path(arguments.out), task=arguments.task, model=arguments.model)
     print(f"wrote {arguments.out}. Next: cv-hf train {arguments.out}")
 
 
@@ -165,12 +166,19 @@ def _train(arguments: argparse.Namespace) -> None:
 def _eval(arguments: argparse.Namespace) -> None:
     from cv_hf.config import load_section
     from cv_hf.environment import quiet
-    from cv_hf.inference import evaluate_model
+    from cv_hf.inference import evaluate_model, load_trained
 
     quiet()
-    data = load_section({"id": arguments.data, "format": arguments.format})
+    data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
+    trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
+    # With --json - the numbers have standard output to themselves.
+    aside = sys.stderr if arguments.json == "-" else sys.stdout
     metrics = evaluate_model(
-        arguments.model, data, split=arguments.split, task=arguments.task, batch_size=arguments.batch_size
+        trained,
+        data,
+        split=arguments.split,
+        batch_size=arguments.batch_size,
+        echo=lambda line: print(line, file=aside, flush=True),
     )
     text = json.dumps(metrics, indent=2)
     if arguments.json == "-":
@@ -187,7 +195,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     quiet()
     out = Path(arguments.out)
-    answers = predict_files(load_trained(arguments.model, arguments.task), arguments.images, out)
+    trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
+    answers = predict_files(trained, arguments.images, out)
     for file, answer in answers.items():
         print(f"{file}: {answer.get('error') or json.dumps(answer['prediction'][:1], ensure_ascii=False)}")
     print(f"wrote {out}/predictions.json and a picture of each image")

@@ -221,10 +221,20 @@ def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequ
     return checked.model_copy(update={"train": TrainConfig(**own, **arguments)})
 
 
-def load_section(values: Mapping[str, Any]) -> DataConfig:
-    """A data section by itself, for the commands that have no recipe; RecipeError as for a whole one."""
+def load_section(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> DataConfig:
+    """A data section by itself, for the commands that have no recipe; RecipeError as for a whole one.
+
+    Args:
+        values: the section's keys; a None is left to its default.
+        overrides: `data.key=value` texts.
+    """
+    whole: dict[str, Any] = {"data": {key: value for key, value in values.items() if value is not None}}
+    for override in overrides:
+        whole = _override(whole, override)
+    if other := whole.keys() - {"data"}:
+        raise RecipeError(f"{sorted(other)[0]} is not a key of data; here only data.key=value can be said.")
     try:
-        return DataConfig.model_validate({key: value for key, value in values.items() if value is not None})
+        return DataConfig.model_validate(whole["data"])
     except ValidationError as error:
         raise RecipeError(_first_error(error, "data")) from None
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import set_seed
 
 from cv_hf import publish
@@ -36,6 +37,7 @@ from cv_hf.training import (
     data_seed,
     describe,
     evaluate,
+    gathered,
     newest_checkpoint,
     recorder,
     resolve,
@@ -95,7 +97,7 @@ def finetune(
 
         trainer = build_trainer(recipe, task, splits, built, folder)
         echo(f"training on {describe(trainer.args)}")
-        outcome = train(trainer, folder, resume=resume)
+        outcome = train(trainer, recipe, folder, resume=resume)
 
         if is_main():
             publish.save_model_folder(trainer.model, built.processor, task.name, splits.labels, folder / "model")
@@ -114,13 +116,11 @@ def open_run(recipe: Recipe, *, resume: bool) -> Path:
     Raises:
         RecipeError: it holds another run, which would be overwritten.
     """
-    folder = Path(recipe.run_dir or f"runs/{recipe.task}")
-    if not resume and newest_checkpoint(folder / "checkpoints"):
+    folder = Path(recipe.run_dir)
+    if not resume and (newest_checkpoint(folder / "checkpoints") or (folder / "model").exists()):
         raise RecipeError(f"{folder}: holds a run already. Go on with --resume, or choose another with --run-dir.")
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            (folder / "log.jsonl").unlink(missing_ok=True)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     return folder
 
@@ -140,6 +140,8 @@ def resumable(folder: Path) -> Iterator[None]:
 def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, folder: Path) -> Trainer:
     """Put data, model and arguments together; config stops here."""
     if recipe.model.freeze == "backbone":
+        if recipe.train.backbone_lr is not None:
+            raise RecipeError("train.backbone_lr: the backbone is frozen (model.freeze); leave out one of the two.")
         freeze_backbone(built.model)
     known = task.metrics(splits.labels, splits.train.column_names)
     metric = choose_metric(recipe, known)
@@ -147,6 +149,11 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     record = recorder(splits.findings, recipe.data.on_bad_sample)
     pixels = pixel_map(built.processor)
     augment = build_augment(recipe.augment or [], pixels.size if pixels else None, data_seed(arguments))
+    if pixels and not pixels.fixed and augment.size is None:
+        raise RecipeError(
+            "augment: this model's image processor keeps the aspect ratio, so images of a batch would differ in size. "
+            "Add an operation that sets it, as RandomResizedCrop."
+        )
     # Only where the augmentations end at the model's size can the processor's resizing be left out.
     whole_processor = pixels is None or augment.size is None
     return Trainer(
@@ -179,29 +186,51 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     )
 
 
-def train(trainer: Trainer, folder: Path, *, resume: bool) -> dict[str, Any]:
-    """Train to the end and load the best checkpoint; return what metrics.json says of training."""
+def train(trainer: Trainer, recipe: Recipe, folder: Path, *, resume: bool) -> dict[str, Any]:
+    """Train to the end and load the best checkpoint; return what metrics.json says of training.
+
+    A run that was trained to its end, and stopped in scoring or pushing, is not trained again.
+    """
     checkpoint = newest_checkpoint(folder / "checkpoints") if resume else None
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    return {
+    finished = folder / "checkpoints" / "finished.json"
+    if checkpoint and finished.is_file():
+        end = json.loads(finished.read_text(encoding="utf-8"))
+        if end["train"] == recipe.train.model_dump(mode="json"):
+            echo(f"trained already; its best weights are in {end['checkpoint']}")
+            trainer.load_weights(str(folder / "checkpoints" / end["checkpoint"]))
+            return end["outcome"]
+    try:
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError:
+        steps = 2 * trainer.args.gradient_accumulation_steps
+        raise RecipeError(
+            f"out of memory with {trainer.args.per_device_train_batch_size} images per device at once.\n"
+            f"The same training in less memory: train.gradient_accumulation_steps={steps} (or a smaller eval.batch_size)."
+        ) from None
+    result = {
         "loss": outcome.training_loss,
         "steps": outcome.global_step,
         "seconds": outcome.metrics["train_runtime"],
         "samples_per_second": outcome.metrics["train_samples_per_second"],
         "best_step": trainer.state.best_global_step,
     }
+    best = trainer.state.best_model_checkpoint or newest_checkpoint(folder / "checkpoints")
+    if best and is_main():
+        end = {"train": recipe.train.model_dump(mode="json"), "outcome": result, "checkpoint": Path(best).name}
+        finished.write_text(json.dumps(end, indent=2) + "\n", encoding="utf-8")
+    return result
 
 
 def score_saved(recipe: Recipe, splits: Splits, folder: Path) -> dict[str, Any]:
     """Score the saved model, reloaded as pipeline() will load it, on every split that was not trained on."""
-    trained = load_trained(folder / "model")
+    trained = load_trained(folder / "model", trust_remote_code=recipe.model.trust_remote_code)
     held_out = {"validation": splits.validation, "test": splits.test}
     scores: dict[str, Any] = {
         name: score(trained, split, splits.findings, recipe.data, batch_size=recipe.eval.batch_size, name=name)
         for name, split in held_out.items()
         if split is not None
     }
-    return {**scores, "findings": splits.findings.to_dict()}
+    return {**scores, "findings": gathered(splits.findings).to_dict()}
 
 
 def write_results(
@@ -220,7 +249,8 @@ def write_results(
         data_commit=splits.source.commit,
     )
     shown = splits.validation if splits.test is None else splits.test
-    predictions_sheet(load_trained(folder / "model"), shown, folder / "predictions" / "sheet.png")
+    trained = load_trained(folder / "model", trust_remote_code=recipe.model.trust_remote_code)
+    predictions_sheet(trained, shown, folder / "predictions" / "sheet.png")
 
 
 def is_main() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ class Trained:
     labels: LabelMap
 
 
-def load_trained(model_id: str | Path, task: str | None = None) -> Trained:
+def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_code: bool = False) -> Trained:
     """Load a model from a folder (a run's `model/`, or the run itself) or from the Hub.
 
     Args:
         model_id: folder or Hub id.
         task: the task of a model that cv_hf did not train.
+        trust_remote_code: run the code that the model brings with it.
 
     Raises:
         ModelError: not there, weights missing, or a task that is not known.
@@ -52,18 +53,30 @@ def load_trained(model_id: str | Path, task: str | None = None) -> Trained:
     if name is None:
         raise ModelError(f"{model_id}: its task is not known, as cv_hf did not train it. Name it with --task.")
     known = get_task(name)
-    built = build_model(ModelConfig(id=model_id), known.auto_class, {})
+    built = build_model(ModelConfig(id=model_id, trust_remote_code=trust_remote_code), known.auto_class, {})
     if built.report.new:
         raise ModelError(f"{model_id}: {len(built.report.new)} weights are missing, as {built.report.new[0]}.")
     if "labels" in notes:
         labels = LabelMap.from_dict(notes["labels"])
     else:
-        labels = from_class_names([name for _, name in sorted(built.model.config.id2label.items())])
+        labels = from_class_names(_distinct([name for _, name in sorted(built.model.config.id2label.items())]))
     return Trained(model_id, known, built.model.eval().to(PartialState().device), built.processor, labels)
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """ImageNet has two cranes; each name after the first of its kind gets its class id."""
+    return [f"{name} ({index})" if name in names[:index] else name for index, name in enumerate(names)]
+
+
 def score(
-    trained: Trained, dataset: datasets.Dataset, findings: Findings, data: DataConfig, *, batch_size: int, name: str
+    trained: Trained,
+    dataset: datasets.Dataset,
+    findings: Findings,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    name: str,
+    echo: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Every metric of the task on a canonical split; what could not be read is added to `findings`."""
     return evaluate(
@@ -72,7 +85,7 @@ def score(
         trained.task,
         trained.labels,
         batch_size=batch_size,
-        on_findings=recorder(findings, data.on_bad_sample),
+        on_findings=recorder(findings, data.on_bad_sample, echo),
         progress=f"scoring {name}",
     )
 
@@ -88,19 +101,19 @@ def evaluate_model(
     """Score a trained model on a dataset, matching its labels by name.
 
     Args:
-        model: folder or Hub id.
+        model: folder or Hub id, or what `load_trained` gives.
         data: Hub id, folder or file, or a whole data section.
         split: the split's name; None: the test split, else the validation split, else the only one.
-        task: the task of a model that cv_hf did not train.
         batch_size: images per forward; it does not change the numbers.
+        echo: called with each line to print.
 
     Returns:
         the metrics, and `findings`.
     """
     data = data if isinstance(data, DataConfig) else DataConfig(id=str(data))
-    trained = load_trained(model, task)
-    dataset, findings = load_split(data, trained.task, trained.labels, split)
-    metrics = score(trained, dataset, findings, data, batch_size=batch_size, name=split or data.id)
+    trained = model if isinstance(model, Trained) else load_trained(model)
+    dataset, findings = load_split(data, trained.task, trained.labels, split, echo)
+    metrics = score(trained, dataset, findings, data, batch_size=batch_size, name=split or data.id, echo=echo)
     return {**metrics, "findings": findings.to_dict()}
 
 

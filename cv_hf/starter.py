@@ -6,23 +6,20 @@ from pathlib import Path
 
 import yaml
 
-from cv_hf.config import load_section
+from cv_hf.config import DataConfig
 from cv_hf.data import load_splits
 from cv_hf.errors import RecipeError
 from cv_hf.tasks import get_task
 
 
-def write_starter(
-    data: str, out: Path, *, task: str | None = None, model: str | None = None, format: str | None = None
-) -> None:
+def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model: str | None = None) -> None:
     """Read a dataset, say what is in it, and write a recipe that trains on it.
 
     Args:
-        data: Hub id, folder or file.
+        data: what to read; the recipe says of it what differs from the defaults.
         out: the file to write; never overwritten.
         task: None: image classification, the only task of the formats that are read so far.
         model: None: the task's default.
-        format: None: detected.
 
     Raises:
         RecipeError: the file is there already.
@@ -31,8 +28,7 @@ def write_starter(
     if out.exists():
         raise RecipeError(f"{out}: is there already. Name another file with --out.")
     chosen = get_task(task or "image-classification")
-    section = load_section({"id": data, "format": format})
-    splits = load_splits(section, chosen, seed=0)
+    splits = load_splits(data, chosen, seed=0)
     names = splits.labels.names
     # repr escapes what would move the cursor or turn the line around.
     shown = ", ".join(repr(name[:60])[1:-1] for name in names[:8]) + (", ..." if len(names) > 8 else "")
@@ -42,7 +38,7 @@ def write_starter(
     values = {
         "task": chosen.name,
         "model": {"id": model or chosen.default_model},
-        "data": {"id": data, **({"format": format} if format else {})},
+        "data": data.model_dump(mode="json", exclude_defaults=True),
         "train": {"num_train_epochs": chosen.train_defaults["num_train_epochs"], "batch_size": 16},
     }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cv_hf.training.arguments import choose_metric, data_seed, describe, resolve, training_arguments
-from cv_hf.training.evaluation import evaluate, forward, recorder
+from cv_hf.training.evaluation import evaluate, forward, gathered, recorder
 from cv_hf.training.samples import EvalSamples, TrainSamples, collate_train
 from cv_hf.training.trainer import LogFile, Progress, Trainer, newest_checkpoint
 
@@ -19,6 +19,7 @@ __all__ = [
     "describe",
     "evaluate",
     "forward",
+    "gathered",
     "newest_checkpoint",
     "recorder",
     "resolve",

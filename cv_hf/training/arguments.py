@@ -32,6 +32,21 @@ COMMON: dict[str, Any] = {
     "restore_callback_states_from_checkpoint": True,
 }
 
+SETUP_ERRORS = (TypeError, ValueError, KeyError, ImportError, AttributeError, AssertionError, RuntimeError)
+
+# TrainingArguments takes less and fails later, in the middle of something else.
+LEAST = {
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "num_train_epochs": 0,
+    "warmup_steps": 0,
+}
+
 
 def resolve(recipe: Recipe, task: Task) -> Recipe:
     """The recipe with the task's defaults written out, for everything that does not depend on the machine."""
@@ -39,7 +54,8 @@ def resolve(recipe: Recipe, task: Task) -> Recipe:
     train = TrainConfig(**own, **{**COMMON, **task.train_defaults, **recipe.train.arguments})
     augment = list(task.augment) if recipe.augment is None else recipe.augment
     evaluation = recipe.eval.model_copy(update={"batch_size": recipe.eval.batch_size or recipe.train.batch_size})
-    return recipe.model_copy(update={"train": train, "augment": augment, "eval": evaluation})
+    run_dir = recipe.run_dir or f"runs/{recipe.task}"
+    return recipe.model_copy(update={"train": train, "augment": augment, "eval": evaluation, "run_dir": run_dir})
 
 
 def choose_metric(recipe: Recipe, known: Mapping[str, bool]) -> str:
@@ -64,6 +80,9 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
         RecipeError: values that contradict each other.
     """
     given = recipe.train.arguments
+    for name, least in LEAST.items():
+        if isinstance(given.get(name), int | float) and not given[name] >= least:
+            raise RecipeError(f"train.{name} should be at least {least} (got {given[name]}).")
     accelerated = torch.accelerator.is_available() and not given.get("use_cpu")
     devices = int(os.environ.get("WORLD_SIZE", 1))
     accumulation = given.get("gradient_accumulation_steps", 1)
@@ -97,12 +116,17 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
     }
     try:
         arguments = TrainingArguments(**values)
-    except (TypeError, ValueError, ImportError, NotImplementedError) as error:
-        raise RecipeError(f"train: {' '.join(str(error).split())[:300]}") from None
+    except SETUP_ERRORS as error:
+        raise setup_error(error) from None
     # Several devices in one process would be DataParallel; `--nproc` gives each its own process.
     arguments.device  # noqa: B018 (sets _n_gpu)
     arguments._n_gpu = min(arguments._n_gpu, 1)
     return arguments
+
+
+def setup_error(error: BaseException) -> RecipeError:
+    """What Transformers and the packages below say of a `train:` section that cannot work, on one line."""
+    return RecipeError(f"train: {' '.join(str(error).split())[:300] or type(error).__name__}")
 
 
 def data_seed(arguments: TrainingArguments) -> int:

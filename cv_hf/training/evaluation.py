@@ -104,7 +104,17 @@ def forward(
         model.train(was_training)
 
 
-def recorder(findings: Findings, on_bad_sample: str) -> Callable[[Sequence[tuple[str, str, str]]], None]:
+def gathered(findings: Findings) -> Findings:
+    """The findings of all processes, in every one of them."""
+    if PartialState().num_processes > 1:
+        for other in gather_object([findings]):
+            findings.merge(other)
+    return findings
+
+
+def recorder(
+    findings: Findings, on_bad_sample: str, echo: Callable[[str], None] = print
+) -> Callable[[Sequence[tuple[str, str, str]]], None]:
     """Count what is found, and print each sample that is dropped; with "stop", the first one raises DataError."""
 
     def record(found: Sequence[tuple[str, str, str]]) -> None:
@@ -115,6 +125,6 @@ def recorder(findings: Findings, on_bad_sample: str) -> Callable[[Sequence[tuple
             known = findings.count(code)
             findings.drop(code, name, reason, on_bad_sample)
             if known < findings.count(code) <= NAMES_KEPT:
-                print(f"{name}: {reason or CODES[code].meaning}; going on without it", flush=True)
+                echo(f"{name}: {reason or CODES[code].meaning}; going on without it")
 
     return record

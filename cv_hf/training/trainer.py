@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from cv_hf.errors import DataError, ModelError
+from cv_hf.errors import CvHfError, DataError, ModelError
 from cv_hf.models import PixelMap, head_parameters
-from cv_hf.training.arguments import data_seed
+from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
 from cv_hf.training.samples import EpochSampler, EvalSamples
 
 
@@ -44,7 +44,10 @@ class Trainer(transformers.Trainer):
         early_stopping: int | None,
         **trainer: Any,
     ):
-        super().__init__(**trainer)
+        try:
+            super().__init__(**trainer)
+        except SETUP_ERRORS as error:
+            raise setup_error(error) from None
         self.score = score
         self.record = record
         self.pixels = pixels
@@ -60,6 +63,14 @@ class Trainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         self._sampler = EpochSampler(len(self.train_dataset), data_seed(self.args))
         return self._sampler
+
+    def _prepare_for_training(self, *arguments: Any) -> Any:
+        try:
+            return super()._prepare_for_training(*arguments)
+        except CvHfError:
+            raise
+        except SETUP_ERRORS as error:
+            raise setup_error(error) from None
 
     def _run_epoch(self, **arguments: Any) -> None:
         # Skipping batches on resume wraps the sampler, and accelerate then no longer reaches its set_epoch.
@@ -169,13 +180,26 @@ class Trainer(transformers.Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            _load_weights(self.model, resume_from_checkpoint)
+            self.load_weights(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            _load_weights(self.model, self.state.best_model_checkpoint)
+            self.load_weights(self.state.best_model_checkpoint)
+
+    def load_weights(self, folder: str) -> None:
+        """Put a checkpoint's weights into the model, every one of them.
+
+        save_pretrained writes many families (ViT among them) under the names that the Hub has had for them, which are
+        not those of the module; Trainer reads them back by name, finds none, and goes on with what it had.
+        from_pretrained knows both.
+        """
+        kind = type(self.model)
+        saved, info = kind.from_pretrained(folder, dtype=self.model.dtype, output_loading_info=True)
+        if info["missing_keys"] or info["mismatched_keys"]:
+            raise ModelError(f"{folder}: weights are missing in this checkpoint. Remove it to go on from an older one.")
+        self.model.load_state_dict(saved.state_dict())
 
 
 class LogFile(TrainerCallback):
@@ -183,6 +207,13 @@ class LogFile(TrainerCallback):
 
     def __init__(self, path: Path):
         self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume, forget what was logged beyond the checkpoint: it is done again."""
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(kept) if state.global_step else "", encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -241,19 +272,6 @@ class Progress(TrainerCallback):
 def newest_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint of a run, or None; a partial one does not have the name of a checkpoint."""
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
-
-
-def _load_weights(model: Any, folder: str) -> None:
-    """Put a checkpoint's weights into the model, every one of them.
-
-    save_pretrained writes many families (ViT among them) under the names that the Hub has had for them, which are not
-    those of the module; Trainer reads them back by name, finds none, and goes on with what it had. from_pretrained
-    knows both.
-    """
-    saved, info = type(model).from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise ModelError(f"{folder}: weights are missing in this checkpoint. Remove it to go on from an older one.")
-    model.load_state_dict(saved.state_dict())
 
 
 def _size(batch: dict[str, Any]) -> int:

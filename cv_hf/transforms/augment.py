@@ -66,7 +66,7 @@ class Augment:
         if self.size is not None and result.shape[:2] != self.size:
             raise RecipeError(
                 f"augment: the list ends at {result.shape[0]}x{result.shape[1]}, the model takes "
-                f"{self.size[0]}x{self.size[1]}. Put the operation that sets the size last, without size or p of its own."
+                f"{self.size[0]}x{self.size[1]}. Put the operation that sets the size last, without size or p."
             )
         return augmented
 
