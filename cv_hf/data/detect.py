@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from cv_hf.config import DataConfig
-from cv_hf.data.imagefolder import metadata_of
+from cv_hf.data.imagefolder import is_hidden, metadata_of
 from cv_hf.data.images import image_suffixes
 from cv_hf.data.table import SUFFIXES, table_files
 from cv_hf.errors import DataError
@@ -88,7 +88,7 @@ def _format_of_folder(path: Path, data: DataConfig) -> str:
             f"data.id: {path} was written by save_to_disk.\n"
             "Write it as parquet instead: dataset.to_parquet('train.parquet') for each split."
         )
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     names = {folder.name.lower() for folder in folders}
     if "annotations" in names and any((path / "Annotations").glob("*.xml")):
         return "voc"

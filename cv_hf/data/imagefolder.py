@@ -40,6 +40,11 @@ def read(id: str, wanted: Sequence[str] = (), findings: Findings | None = None, 
     findings = Findings() if findings is None else findings
     root = Path(os.path.abspath(id))
     folders = split_folders(root)
+    if list(folders.values()) == [root] and (inner := _dataset_below(root)) is not None:
+        raise DataError(
+            f"{id}: the only folder in it is no class, but holds the folders of the dataset.\n"
+            f"Give the inner folder as data.id: {inner}"
+        )
     for name in wanted:
         check_split(name, list(folders))
     folders = {name: path for name, path in folders.items() if role_of(name) or name in wanted or len(folders) == 1}
@@ -76,6 +81,21 @@ def split_folders(root: Path) -> dict[str, Path]:
     if not any(role_of(path.name) for path in holding):
         return {"train": root}
     return {path.name: path for path in folders if path in holding or role_of(path.name)}
+
+
+def _dataset_below(root: Path) -> Path | None:
+    """The dataset's own folder if it stands alone in `root`, as an unpacked archive often leaves it, or None."""
+    folders = _folders(root, root)
+    if metadata_of(root) or len(folders) != 1 or folders[0].is_symlink():
+        return None
+    (inner,) = folders
+    entries = _entries(inner)
+    has_folders = any(entry.is_dir() for entry in entries)
+    has_images = any(Path(entry.name).suffix.lower() in image_suffixes() for entry in entries if entry.is_file())
+    has_splits = list(split_folders(inner).values()) != [inner]
+    if has_splits or metadata_of(inner) or (has_folders and not has_images):
+        return inner if has_splits or metadata_of(inner) else _dataset_below(inner) or inner
+    return None
 
 
 def metadata_of(folder: Path) -> Path | None:
@@ -136,9 +156,14 @@ def _folders(folder: Path, root: Path) -> list[Path]:
     return found
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is no part of a dataset; macOS leaves __MACOSX in the archives it makes."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _entries(folder: str | Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None

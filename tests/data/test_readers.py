@@ -103,6 +103,37 @@ def test_images_below_class_folders_belong_to_the_class(tmp_path):
     assert Counter(splits.train["label"]) == {0: 7, 1: 3}
 
 
+@pytest.mark.parametrize(
+    ("folders", "inner"),
+    [
+        (["dataset/train/cat", "dataset/train/dog", "dataset/validation/cat"], "dataset"),
+        (["dataset/train", "dataset/val"], "dataset"),
+        (["dataset/cat", "dataset/dog"], "dataset"),
+        (["a/b/train/cat", "a/b/val/cat", "a/b/extra"], "a/b"),
+        (["a/b/cat/indoor", "a/b/dog", "a/b/cat"], "a/b"),
+    ],
+)
+def test_a_folder_above_the_dataset_is_refused(folders, inner, tmp_path):
+    write(tmp_path, images(*folders, "__MACOSX/dataset/cat", "__MACOSX/other"))
+    stop(rf"data\.id: {tmp_path}/{inner}$", id=str(tmp_path))
+
+
+def test_a_folder_above_metadata_is_refused(tmp_path):
+    rows = [{"file_name": f"{index}.png", "label": "ab"[index % 2]} for index in range(4)]
+    write(tmp_path, images("dataset") | {"dataset/metadata.csv": written_csv(rows)})
+    stop(rf"data\.id: {tmp_path}/dataset$", id=str(tmp_path))
+
+
+def test_what_macos_adds_to_an_archive_is_ignored(tmp_path):
+    splits = load(write(tmp_path, images("cat", "dog", "cat/__MACOSX", "__MACOSX/cat")))
+    assert splits.labels.names == ("cat", "dog")
+    assert len(splits.train) + len(splits.validation) == 8
+
+
+def test_one_class_with_images_and_folders_is_a_class(tmp_path):
+    assert load(write(tmp_path, images("cat", "cat/indoor"))).labels.names == ("cat",)
+
+
 def test_files_that_are_left_out_are_named(tmp_path):
     files = {"cat/notes.txt": b"x", "cat/.DS_Store": b"x", "loose.png": None, "cat/empty.png": b""}
     splits = load(write(tmp_path, images("cat", "dog") | files))
