@@ -3,7 +3,7 @@
 from cv_hf.data.columns import find_column
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import CODES, NAMES_KEPT, Findings
-from cv_hf.data.images import Header, UnreadableImage, check_images, decode, image_suffixes, read_header
+from cv_hf.data.images import UnreadableImage, check_images, decode, image_suffixes, read_header
 from cv_hf.data.labels import LabelMap, from_class_names
 from cv_hf.data.load import Splits, load_split, load_splits
 from cv_hf.data.source import Source
@@ -12,7 +12,6 @@ __all__ = [
     "CODES",
     "NAMES_KEPT",
     "Findings",
-    "Header",
     "LabelMap",
     "Source",
     "Splits",

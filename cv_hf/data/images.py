@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,8 @@ _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC_INTERPRETATION = 262
 _PLANAR_CONFIGURATION = 284
 _CHECKED_AT_ONCE = 10_000
+# Photos of phones and cameras, which Pillow alone does not decode; as TIFF it would read a raw's thumbnail.
+_NOT_DECODED = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 _NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"})
 
 
@@ -51,23 +52,6 @@ class UnreadableImage(DataError):
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions cross from DataLoader workers by pickle, which would call __init__ with the message alone.
         return type(self), (self.name, self.reason, self.code)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the first bytes of an image say. `width` and `height` are in pixels, before `orientation` is applied.
-
-    Attributes:
-        orientation: the EXIF orientation, 1 (upright) to 8.
-        codes: the codes of findings that show without decoding.
-    """
-
-    format: str
-    mode: str
-    width: int
-    height: int
-    orientation: int
-    codes: tuple[str, ...]
 
 
 def decode(
@@ -102,11 +86,11 @@ def decode(
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise UnreadableImage(name, _reason(error)) from None
+        raise UnreadableImage(name, _reason(error, name)) from None
 
 
-def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None = None) -> Header:
-    """Check one image without decoding it.
+def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None = None) -> tuple[str, ...]:
+    """Check one image without decoding it, and return the codes of findings that show so.
 
     A JPEG or PNG without its end marker is suspected to be truncated, and decoded after all: many a file that
     lacks only the marker can be read.
@@ -126,14 +110,14 @@ def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None =
             stream.seek(0)
             with PIL.Image.open(stream, formats=image_formats()) as opened:
                 _refuse_misread(opened, name)
-                header = _header(opened, image)
+                codes = _header_codes(opened, image)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:
-        raise UnreadableImage(name, _reason(error)) from None
+        raise UnreadableImage(name, _reason(error, name)) from None
     if (start.startswith(b"\xff\xd8") and b"\xff\xd9" not in tail) or (start[1:4] == b"PNG" and b"IEND" not in tail):
         decode(image, name)
-    return header
+    return codes
 
 
 def check_images(dataset: datasets.Dataset, findings: Findings, on_bad_sample: str = "skip") -> datasets.Dataset:
@@ -165,12 +149,12 @@ def check_images(dataset: datasets.Dataset, findings: Findings, on_bad_sample: s
                     findings.drop(outcome.code, name, outcome.reason, on_bad_sample)
                     dropped.add(row)
                 else:
-                    for code in outcome.codes:
+                    for code in outcome:
                         findings.add(code, name)
     return dataset.select([row for row in range(len(dataset)) if row not in dropped]) if dropped else dataset
 
 
-def _try_header(path: str | None, name: str) -> Header | UnreadableImage:
+def _try_header(path: str | None, name: str) -> tuple[str, ...] | UnreadableImage:
     try:
         return read_header({"path": path}, name)
     except UnreadableImage as error:
@@ -216,7 +200,7 @@ def _source(image: Any, name: str | None) -> tuple[str, str | bytes | PIL.Image.
     return name, path
 
 
-def _header(opened: PIL.Image.Image, image: Any) -> Header:
+def _header_codes(opened: PIL.Image.Image, image: Any) -> tuple[str, ...]:
     codes = []
     if opened.mode.startswith("I;16"):
         codes.append("sixteen-bit")
@@ -229,11 +213,11 @@ def _header(opened: PIL.Image.Image, image: Any) -> Header:
     # Phones name MPO files .jpg, and MPO begins as a JPEG does.
     if expected and opened.format not in (expected, "MPO" if expected == "JPEG" else expected):
         codes.append("suffix-mismatch")
-    # A PNG is decoded whole to look for EXIF after its pixels; before them, where writers put it, it is in `info`.
-    exif = {} if opened.format == "PNG" and "exif" not in opened.info else opened.getexif()
-    orientation = exif.get(PIL.Image.ExifTags.Base.Orientation, 1)
-    orientation = orientation if orientation in range(1, 9) else 1
-    return Header(opened.format or "", opened.mode, opened.width, opened.height, orientation, tuple(codes))
+    # Turning the image upright fails on damaged EXIF. A PNG is decoded whole to look for EXIF after its pixels; before
+    # them, where writers put it, it is in `info`.
+    if opened.format != "PNG" or "exif" in opened.info:
+        opened.getexif()
+    return tuple(codes)
 
 
 def _tag(image: PIL.Image.Image, tag: int, default: Any) -> Any:
@@ -242,6 +226,8 @@ def _tag(image: PIL.Image.Image, tag: int, default: Any) -> Any:
 
 
 def _refuse_misread(opened: PIL.Image.Image, name: str) -> None:
+    if opened.format == "TIFF" and (reason := _not_decoded(name)):
+        raise UnreadableImage(name, reason)
     planes = _tag(opened, _PLANAR_CONFIGURATION, 1) == 2 and len(opened.getbands()) > 1
     if planes and max(_tag(opened, _BITS_PER_SAMPLE, (8,))) > 8 and opened.info.get("compression") == "raw":
         raise UnreadableImage(name, "a TIFF of uncompressed 16-bit planes, which Pillow misreads; convert it to 8 bits")
@@ -275,7 +261,17 @@ def _from_float(image: PIL.Image.Image, name: str) -> tuple[PIL.Image.Image, lis
     return PIL.Image.fromarray(np.rint(values * 255).astype(np.uint8)), ["float-image"]
 
 
-def _reason(error: Exception) -> str:
+def _not_decoded(name: str) -> str | None:
+    """Why a photo of a phone or a camera is not read; None for other suffixes, and where a plugin decodes it."""
+    suffix = Path(name).suffix.lower()
+    if suffix not in _NOT_DECODED or suffix in PIL.Image.registered_extensions():
+        return None
+    return f"{suffix[1:].upper()} is not decoded here: convert it to JPEG"
+
+
+def _reason(error: Exception, name: str) -> str:
+    if reason := _not_decoded(name):
+        return reason
     if isinstance(error, PIL.UnidentifiedImageError):
         return "not an image, or of a format that Pillow cannot read"
     if isinstance(error, PIL.Image.DecompressionBombError):
@@ -293,9 +289,9 @@ def image_formats() -> tuple[str, ...]:
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of image files, lower case, with the dot."""
+    """The suffixes of image files, lower case, with the dot; also those of photos that are refused by name."""
     suffixes = PIL.Image.registered_extensions()
-    return frozenset(suffix for suffix, format_ in suffixes.items() if format_ in image_formats())
+    return _NOT_DECODED | {suffix for suffix, format_ in suffixes.items() if format_ in image_formats()}
 
 
 def relative_name(path: str, root: Path | None) -> str:

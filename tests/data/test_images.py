@@ -150,7 +150,7 @@ def test_images_are_read_as_pipeline_reads_them(name, tmp_path):
         decoded, codes = decode(source)
         assert codes == []
         np.testing.assert_array_equal(pixels(decoded), expected)
-    assert read_header(path).codes == ()
+    assert read_header(path) == ()
 
 
 @pytest.mark.parametrize("name", ["rgb.png", "palette.png", "rgb.bmp"])
@@ -172,7 +172,6 @@ def test_alpha_is_dropped_not_blended(tmp_path):
 def test_exif_rotation_by_hand(tmp_path):
     decoded, _ = decode(saved(PIL.Image.fromarray(RGB), tmp_path / "a.png", exif=exif(6)))
     np.testing.assert_array_equal(pixels(decoded), np.rot90(RGB, k=-1))
-    assert read_header(tmp_path / "a.png").orientation == 6
 
 
 def test_adobe_cmyk_is_inverted_once(tmp_path):
@@ -272,16 +271,44 @@ def test_values_without_an_agreed_range_are_refused(values, tmp_path):
 def test_a_png_named_jpg_is_read_and_noted(tmp_path):
     path = saved(PIL.Image.fromarray(RGB), tmp_path / "a.jpg", format="PNG")
     np.testing.assert_array_equal(pixels(decode(path)[0]), RGB)
-    header = read_header(path)
-    assert (header.format, header.codes) == ("PNG", ("suffix-mismatch",))
-    assert (header.width, header.height, header.mode, header.orientation) == (9, 6, "RGB", 1)
+    assert read_header(path) == ("suffix-mismatch",)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_damaged_exif_is_found_without_decoding(suffix, tmp_path):
+    path = saved(PIL.Image.fromarray(RGB), tmp_path / f"a.{suffix}", exif=b"Exif\0\0garbage")
+    for read in (decode, read_header):
+        with pytest.raises(UnreadableImage, match="not a TIFF file"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", ["HEIC", "heif", "dng", "cr2", "cr3", "nef", "arw"])
+def test_photos_of_phones_and_cameras_are_refused_by_name(suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    thumbnail = io.BytesIO()
+    PIL.Image.fromarray(RGB).save(thumbnail, "TIFF")
+    # A raw is a TIFF whose first picture is a thumbnail; of HEIC's brands, AVIF's decoder takes mif1 for its own.
+    contents = [thumbnail.getvalue(), *(b"\0\0\0\x18ftyp%s\0\0\0\0mif1heic" % brand for brand in (b"heic", b"mif1"))]
+    for content in contents:
+        path.write_bytes(content)
+        for read in (decode, read_header):
+            with pytest.raises(UnreadableImage, match=rf"{suffix.upper()} is not decoded here: convert it to JPEG"):
+                read(path)
+    saved(PIL.Image.fromarray(RGB), path, format="PNG")
+    np.testing.assert_array_equal(pixels(decode(path)[0]), RGB)
+
+
+def test_a_decoder_for_heic_is_used_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(PIL.Image.registered_extensions(), ".heic", "TIFF")
+    path = saved(PIL.Image.fromarray(RGB), tmp_path / "a.heic")
+    np.testing.assert_array_equal(pixels(decode(path)[0]), RGB)
 
 
 def test_frames_after_the_first_are_noted(tmp_path):
     frames = [PIL.Image.fromarray(RGB), PIL.Image.fromarray(255 - RGB)]
     for name in ("a.gif", "a.tif", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        assert read_header(tmp_path / name).codes == ("first-frame",)
+        assert read_header(tmp_path / name) == ("first-frame",)
     np.testing.assert_array_equal(pixels(decode(tmp_path / "a.tif")[0]), RGB)
 
 
@@ -318,7 +345,7 @@ def test_a_file_that_lacks_only_its_end_marker_is_read(suffix, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: -12 if suffix == "png" else -2])
     np.testing.assert_array_equal(pixels(decode(path)[0]), pixels(load_image(str(path))))
-    assert read_header(path).width == 64
+    assert read_header(path) == ()
 
 
 @pytest.mark.parametrize(
@@ -401,8 +428,6 @@ def test_damaged_bytes_give_an_image_or_an_error_that_names_it(suffix, tmp_path)
 @pytest.mark.skipif(not (SHARED / "odd").is_dir(), reason="shared data is absent")
 def test_a_photo_of_a_phone():
     path = str(SHARED / "odd" / "phone_exif_rotated.jpg")
-    header = read_header(path)
-    assert (header.width, header.height, header.orientation) == (3024, 3024, 6)
     decoded, codes = decode(path)
     assert codes == []
     raw = np.asarray(PIL.Image.open(path))

@@ -147,6 +147,19 @@ def test_files_that_are_left_out_are_named(tmp_path):
     stop("loose.png: .*missing-label", id=str(tmp_path), on_bad_sample="stop")
 
 
+def test_photos_that_are_not_decoded_are_dropped_by_name(tmp_path):
+    photos = {"cat/IMG_1.HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "dog/DSC_2.NEF": b"raw"}
+    splits = load(write(tmp_path, images("cat", "dog") | photos))
+    found = splits.findings.to_dict()
+    assert list(found) == ["unreadable-image"]
+    assert found["unreadable-image"]["reasons"] == {
+        "cat/IMG_1.HEIC": "HEIC is not decoded here: convert it to JPEG",
+        "dog/DSC_2.NEF": "NEF is not decoded here: convert it to JPEG",
+    }
+    assert len(splits.train) + len(splits.validation) == 8
+    stop("is not decoded here: convert it to JPEG", id=str(tmp_path), on_bad_sample="stop")
+
+
 def test_links_out_of_the_folder_are_refused(tmp_path):
     write(tmp_path / "outside", images("secret"))
     root = write(tmp_path / "pets", images("cat", "dog"))
