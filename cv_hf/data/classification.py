@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from cv_hf.config import DataConfig
 from cv_hf.data import labels as label_maps
-from cv_hf.data.columns import LABEL_NAMES, check_given, find_column, find_image, listed
+from cv_hf.data.columns import LABEL_NAMES, check_given, find_column, find_image, keep_columns, listed
 from cv_hf.data.labels import LabelMap
 from cv_hf.errors import DataError
 
@@ -53,11 +53,7 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
     target = "labels" if _is_list(features[label]) else "label"
     if "labels" in given and target == "label":
         raise DataError(f"data.columns.labels: column {label!r} holds one label per image; name it as label instead.")
-    selected = dataset.select_columns([image, label])
-    # In two steps: the source may call the label "image" and the image "label".
-    selected = selected.rename_columns({image: "_image", label: "_label"})
-    selected = selected.rename_columns({"_image": "image", "_label": target})
-    return selected.cast_column("image", datasets.Image(decode=False))
+    return keep_columns(dataset, {"image": image, target: label})
 
 
 def label_map(splits: Mapping[str, datasets.Dataset], data: DataConfig) -> LabelMap:

@@ -98,3 +98,19 @@ def can_be_image(feature: Any) -> bool:
 def find_image(features: Mapping[str, Any], given: Mapping[str, str] | None = None) -> str:
     """The column of the images; see `find_column`."""
     return find_column(features, "image", kind=is_image, usual_names=IMAGE_NAMES, fits=can_be_image, given=given)
+
+
+def keep_columns(dataset: datasets.Dataset, sources: Mapping[str, str]) -> datasets.Dataset:
+    """Keep the columns of `sources`, {canonical: source}, under their canonical names; see `sources_of`."""
+    kept = dataset.select_columns(list(sources.values()))
+    # In two steps: the source may call the label "image" and the image "label".
+    kept = kept.rename_columns({source: f"_{canonical}" for canonical, source in sources.items()})
+    kept = kept.rename_columns({f"_{canonical}": canonical for canonical in sources})
+    kept = kept.cast_column("image", datasets.Image(decode=False))
+    kept._source_columns = dict(sources)
+    return kept
+
+
+def sources_of(kept: datasets.Dataset) -> dict[str, str]:
+    """What `keep_columns` took each column from, {canonical: source}; the next step on the rows forgets it."""
+    return getattr(kept, "_source_columns", {})

@@ -104,11 +104,13 @@ def _explained(error: Exception, id: str, config: str | None, revision: str | No
             return HubError(f"dataset {id}: the Hub answered with error {status}.\n{_RETRY}")
         if isinstance(cause, ConnectionError) and huggingface_hub.constants.HF_HUB_OFFLINE:
             return DataError(
-                f"dataset {id}: offline (HF_HUB_OFFLINE), and not in the cache.\n"
+                f"dataset {id}: offline (HF_HUB_OFFLINE), and not in the cache{_or_here(id)}.\n"
                 "Load it once while online, or give a local folder as data.id."
             )
         if isinstance(cause, (httpx.HTTPError, ConnectionError, TimeoutError)):
-            return HubError(f"dataset {id}: the Hub cannot be reached ({type(cause).__name__}).\n{_RETRY}")
+            return HubError(
+                f"dataset {id}: the Hub cannot be reached ({type(cause).__name__}){_or_here(id)}.\n{_RETRY}"
+            )
     text = str(error)
     if "LocalEntryNotFoundError" in text:  # all that datasets passes on of an error 500
         return HubError(f"dataset {id}: the Hub failed while its files were looked up.\n{_RETRY}")
@@ -130,7 +132,7 @@ def _token() -> str:
 
 
 def _or_here(id: str) -> str:
-    return f" (nor is there a folder {id} here)" if "/" in id else ""
+    return "" if Path(id).exists() else f" (nor is there a file or folder {id} here)"
 
 
 def _page(id: str) -> str:

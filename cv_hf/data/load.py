@@ -18,6 +18,7 @@ from datasets.utils import is_progress_bar_enabled
 
 from cv_hf.config import DataConfig
 from cv_hf.data import hub, imagefolder, table
+from cv_hf.data.columns import sources_of
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import check_images, relative_name
@@ -72,6 +73,7 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
         DataError: the dataset or what the recipe says of it is wrong; or no sample is left to train or validate on.
         HubError: the Hub failed.
     """
+    data = expanded(data)
     findings = Findings()
     source = read(data, task, [name for name in (data.splits or {}).values() if isinstance(name, str)], findings)
     chosen, parts = choose_splits(list(source.splits), data.splits)
@@ -87,6 +89,7 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
     for role, split in rows.items():
         if role != "test":
             _refuse_empty(split, role, data, findings)
+    columns = sources_of(rows["train"])
     rows = _named(rows, chosen, source.root)
     labels = task.label_map(rows, data)
     if not len(labels):
@@ -112,6 +115,7 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
             if name not in present:
                 findings.add("class-without-samples", name)
     sizes = ", ".join(f"{role} {len(splits[role])}" for role in ROLES if role in splits)
+    echo(_found(source, {role: name for role, name in chosen.items() if role in labelled}, columns))
     commit = f" at {source.commit[:8]}" if source.commit else ""
     echo(f"data: {data.id}{commit}: {source.format}; {sizes}; {len(labels)} labels")
     if len(findings):
@@ -134,6 +138,7 @@ def load_split(
         DataError: no such split, no sample with a label, or a label that the model does not have.
         HubError: the Hub failed.
     """
+    data = expanded(data)
     findings = Findings()
     source = read(data, task, [], findings, split)
     names = list(source.splits)
@@ -158,6 +163,12 @@ def load_split(
     return encoded, findings
 
 
+def expanded(data: DataConfig) -> DataConfig:
+    """The data section with `~` and `~user` in its paths replaced by the home folder."""
+    paths = {key: os.path.expanduser(path) for key in ("id", "images") if (path := getattr(data, key))}
+    return data.model_copy(update=paths)
+
+
 def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings, split: str | None = None) -> Source:
     """Detect the format of a dataset and read it, splits named in `wanted` among them.
 
@@ -165,6 +176,7 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
         DataError: the dataset is missing, or of a format that the task does not read.
         HubError: the Hub failed.
     """
+    data = expanded(data)
     found = data.format or detect_format(data)
     if found == "hub":
         return hub.read(
@@ -190,6 +202,16 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
             on_bad_sample=data.on_bad_sample,
         )
     raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads hub, imagefolder and parquet.")
+
+
+def _found(source: Source, chosen: Mapping[str, str], columns: Mapping[str, str]) -> str:
+    """The line that says which splits were taken for which role, and which columns for image and label."""
+    line = "data: splits: " + ", ".join(f"{role} from {name}" for role, name in chosen.items())
+    # The columns of class folders are none of the user's.
+    class_folders = source.format == "imagefolder" and source.splits[chosen["train"]].column_names == ["image", "label"]
+    if class_folders or not columns:
+        return line
+    return f"{line}; columns: " + ", ".join(f"{canonical} from {name}" for canonical, name in columns.items())
 
 
 def _candidates(names: Sequence[str], split: str | None, id: str) -> list[str]:

@@ -57,6 +57,7 @@ def test_a_dataset_of_parquet_files(hub):
     assert len(splits.source.commit) == 40
     assert [row["image"]["bytes"] for row in splits.test] == [png(index) for index in range(8, 12)]
     assert splits.test["file"][:] == ["8.png", "9.png", "10.png", "11.png"]
+    assert "columns: image from image, label from label" in lines[-2]
     assert lines[-1].startswith(f"data: tester/pets at {splits.source.commit[:8]}: hub; train 6")
     old = splits.source.commit
     repository.commit({"data/train-00000-of-00001.parquet": parquet(20)})
@@ -139,6 +140,7 @@ def test_configurations(hub):
 
 def test_what_is_not_there(hub):
     refused(DataError, "nobody/nothing was not found", "nobody/nothing")
+    refused(DataError, r"phots was not found on the Hub \(nor is there a file or folder phots here\)", "phots")
     refused(DataError, "'nothing at all' is neither a file", "nothing at all")
     hub.add_repo("tester/empty", type="dataset", files={"notes.md": "nothing"})
     refused(DataError, "tester/empty cannot be loaded", "tester/empty")
@@ -193,13 +195,14 @@ def test_an_unreachable_hub(hub):
 from cv_hf.data import hub
 from cv_hf.errors import CvHfError
 try:
-    hub.read("tester/any")
+    hub.read("phots")
 except CvHfError as error:
     print(type(error).__name__, error.exit_code, str(error).replace("\\n", " | "))
 """
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("HubError 3 dataset tester/any: the Hub cannot be reached")
+    assert run.stdout.startswith("HubError 3 dataset phots: the Hub cannot be reached")
+    assert "nor is there a file or folder phots here" in run.stdout
 
 
 def test_offline_reads_what_was_downloaded(hub, tmp_path):
@@ -226,9 +229,9 @@ except CvHfError as error:
     assert read("tester/cached", "1") == online
     assert read("tester/cached", "1", online.split()[1]) == online
     assert read("tester/cached", "1", "a" * 40).startswith("DataError 2 dataset tester/cached: offline")
-    assert read("tester/other", "1").startswith(
-        "DataError 2 dataset tester/other: offline (HF_HUB_OFFLINE), and not in"
-    )
+    other = read("tester/other", "1")
+    assert other.startswith("DataError 2 dataset tester/other: offline (HF_HUB_OFFLINE), and not in")
+    assert "nor is there a file or folder tester/other here" in other
     assert len(hub.requests) == asked
 
 
@@ -237,6 +240,8 @@ def test_a_folder_of_the_same_name_does_not_shadow_the_hub(hub, tmp_path, monkey
     (tmp_path / "tester/shadow").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert len(load("tester/shadow", format="hub")[0].train) == 6
+    (tmp_path / "tester/local").mkdir()
+    refused(DataError, "not found on the Hub, or is private", "tester/local", format="hub")
     refused(DataError, "holds nothing that is read", "tester/shadow")
 
 

@@ -66,6 +66,7 @@ def test_class_folders(tmp_path):
     assert len(splits.findings) == 0
     assert splits.lines == [
         "data: validation is held out of train: 3 samples, 0.15 of each label, seed 0",
+        "data: splits: train from train",
         f"data: {root}: imagefolder; train 18, validation 3; 3 labels",
     ]
 
@@ -80,7 +81,9 @@ def test_split_folders(tmp_path):
     assert set(splits.test["label"]) == {2}
     assert splits.findings.to_dict()["class-without-samples"]["files"] == ["ant", "empty"]
     assert "class-without-samples" in splits.lines[-1]
+    assert "data: splits: train from train, validation from valid, test from test" in splits.lines
     splits = load(root, splits={"train": "extra", "validation": "train", "test": "valid"})
+    assert "data: splits: train from extra, validation from train, test from valid" in splits.lines
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (4, 8, 8)
     stop("there is no split 'vaild'. Did you mean 'valid'", id=root, splits={"validation": "vaild"})
 
@@ -187,6 +190,7 @@ def test_metadata(name, tmp_path):
     content = written_csv(rows) if name.endswith("csv") else jsonl(rows)
     root = write(tmp_path, {f"{index}.png": None for index in range(8)} | {name: content})
     splits = load(root, columns={"label": "species"})
+    assert splits.lines[-2] == "data: splits: train from train; columns: image from file_name, label from species"
     assert splits.labels.names == ("cat", "dog")
     for row in splits.train:
         assert splits.labels.names[row["label"]] == ("cat" if int(row["file"][0]) % 2 else "dog")
@@ -406,6 +410,27 @@ def test_labels_of_the_recipe(pets, tmp_path):
     (tmp_path / "pets/names.txt").write_text("owl\ncat\ndog\n")
     assert load(pets, labels="names.txt").labels.names == ("owl", "cat", "dog")
     stop(r"label 'owl' is not in the label map \(cat, dog\)", id=pets, labels=["cat", "dog"])
+
+
+def test_the_columns_that_were_found_are_printed(tmp_path):
+    rows = [{"label": f"{index}.png", "tags": ["a"], "image": "ab"[index % 2]} for index in range(4)]
+    root = write(tmp_path, images(".") | {"training.jsonl": jsonl(rows), "dev.jsonl": jsonl(rows)})
+    start = "data: splits: train from training, validation from dev; columns: image from label, "
+    assert start + "label from image" in load(root, columns={"image": "label", "label": "image"}).lines
+    assert start + "labels from tags" in load(root, columns={"image": "label", "labels": "tags"}).lines
+
+
+def test_the_home_folder_is_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, images("photos/cat", "photos/dog") | {"photos/names.txt": b"dog\ncat\n"})
+    data = DataConfig(id="~/photos", labels="names.txt")
+    splits = load_splits(data, TASK, 0, print)
+    assert splits.labels.names == ("dog", "cat")
+    assert len(load_split(data, TASK, splits.labels, "train", print)[0]) == 8
+    rows = [{"image": f"{index}.png", "label": "ab"[index % 2]} for index in range(4)]
+    write(tmp_path, {"tables/train.csv": written_csv(rows)})
+    assert len(load("~/tables", images="~/photos/cat").train) == 2
+    stop(f"no file or folder {tmp_path}/phots. Did you mean '{tmp_path}/photos'", id="~/phots")
 
 
 def test_wrong_columns(tmp_path):
