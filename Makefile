@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make setup     virtual environment $(VENV) with cv_hf and all it needs (Python >= 3.10 and pip)"
 	@echo "make demo      fine-tune a classifier on handwritten digits, offline, in under 3 minutes on 2 cores"
-	@echo "make test      lint and the tests, under 15 minutes on 2 cores"
+	@echo "make test      lint and the tests, about 5 minutes on 2 cores"
 	@echo "make test-all  the same and the slow proofs"
 	@echo "make check     lint and formatting only"
 	@echo "make bench     the numbers in the README, measured on this machine"

@@ -195,9 +195,10 @@ def train(trainer: Trainer, recipe: Recipe, folder: Path, *, resume: bool) -> di
     finished = folder / "checkpoints" / "finished.json"
     if checkpoint and finished.is_file():
         end = json.loads(finished.read_text(encoding="utf-8"))
-        if end["train"] == recipe.train.model_dump(mode="json"):
+        best = folder / "checkpoints" / end["checkpoint"]
+        if end["train"] == recipe.train.model_dump(mode="json") and best.is_dir():
             echo(f"trained already; its best weights are in {end['checkpoint']}")
-            trainer.load_weights(str(folder / "checkpoints" / end["checkpoint"]))
+            trainer.load_weights(str(best))
             return end["outcome"]
     try:
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
@@ -205,7 +206,7 @@ def train(trainer: Trainer, recipe: Recipe, folder: Path, *, resume: bool) -> di
         steps = 2 * trainer.args.gradient_accumulation_steps
         raise RecipeError(
             f"out of memory with {trainer.args.per_device_train_batch_size} images per device at once.\n"
-            f"The same training in less memory: train.gradient_accumulation_steps={steps} (or a smaller eval.batch_size)."
+            f"The same training in less: train.gradient_accumulation_steps={steps}; in scoring: eval.batch_size."
         ) from None
     result = {
         "loss": outcome.training_loss,

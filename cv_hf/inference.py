@@ -91,12 +91,12 @@ def score(
 
 
 def evaluate_model(
-    model: str | Path,
+    model: str | Path | Trained,
     data: str | DataConfig,
     *,
     split: str | None = None,
-    task: str | None = None,
     batch_size: int = 16,
+    echo: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Score a trained model on a dataset, matching its labels by name.
 

@@ -49,9 +49,19 @@ LEAST = {
 
 
 def resolve(recipe: Recipe, task: Task) -> Recipe:
-    """The recipe with the task's defaults written out, for everything that does not depend on the machine."""
+    """The recipe with the task's defaults written out, for everything that does not depend on the machine.
+
+    Raises:
+        RecipeError: a number that no training can work with.
+    """
+    given = recipe.train.arguments
+    for name, least in LEAST.items():
+        if isinstance(given.get(name), int | float) and not given[name] >= least:
+            raise RecipeError(f"train.{name} should be at least {least} (got {given[name]}).")
+    if given.get("seed", 0) >= 2**32:
+        raise RecipeError(f"train.seed should be below 2**32 (got {given['seed']}).")
     own = {name: getattr(recipe.train, name) for name in TrainConfig.model_fields}
-    train = TrainConfig(**own, **{**COMMON, **task.train_defaults, **recipe.train.arguments})
+    train = TrainConfig(**own, **{**COMMON, **task.train_defaults, **given})
     augment = list(task.augment) if recipe.augment is None else recipe.augment
     evaluation = recipe.eval.model_copy(update={"batch_size": recipe.eval.batch_size or recipe.train.batch_size})
     run_dir = recipe.run_dir or f"runs/{recipe.task}"
@@ -80,9 +90,6 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
         RecipeError: values that contradict each other.
     """
     given = recipe.train.arguments
-    for name, least in LEAST.items():
-        if isinstance(given.get(name), int | float) and not given[name] >= least:
-            raise RecipeError(f"train.{name} should be at least {least} (got {given[name]}).")
     accelerated = torch.accelerator.is_available() and not given.get("use_cpu")
     devices = int(os.environ.get("WORLD_SIZE", 1))
     accumulation = given.get("gradient_accumulation_steps", 1)

@@ -194,6 +194,13 @@ def test_a_processor_without_a_pixel_map_runs_whole(recipe):
         ({"train": {"optim": "no-such-optimizer"}}, "train:"),
         ({"train": {"bf16": True, "fp16": True}}, "train:"),
         ({"train": {"ema": 0.99}}, "train.ema"),
+        ({"train": {"gradient_accumulation_steps": 0}}, "should be at least 1"),
+        ({"train": {"dataloader_num_workers": -1}}, "should be at least 0"),
+        ({"train": {"seed": -1}}, "should be at least 0"),
+        ({"train": {"optim": "adamw_bnb_8bit"}}, "train: "),
+        ({"train": {"report_to": "wandb"}}, "train: "),
+        ({"train": {"lr_scheduler_type": "cosine_with_min_lr"}}, "train: "),
+        ({"model": {"freeze": "backbone"}, "train": {"backbone_lr": 1e-5}}, "the backbone is frozen"),
     ],
 )
 def test_contradictions_are_refused_before_training(recipe, sections, says):
@@ -224,3 +231,38 @@ def test_inception_through_timm(recipe, tmp_path):
     run = finetune(recipe("vit", model={"id": str(tmp_path / "inception"), "image_size": 96}, train={"max_steps": 1}))
     answer = pipeline("image-classification", model=str(run.model))(Image.new("RGB", (50, 80), "red"))
     assert {each["label"] for each in answer} == {"red", "green", "blue"}
+
+
+def test_images_of_two_sizes_cannot_share_a_batch(recipe, tiny, tmp_path):
+    """A processor that keeps the aspect ratio, and no augmentation that sets the size."""
+    model = shutil.copytree(tiny("resnet"), tmp_path / "model")
+    processor = json.loads((model / "preprocessor_config.json").read_text())
+    processor |= {"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 32}, "do_center_crop": False}
+    (model / "preprocessor_config.json").write_text(json.dumps(processor))
+    values = recipe("resnet", model={"id": str(model)}, augment=["HorizontalFlip"])
+    with pytest.raises(RecipeError, match="keeps the aspect ratio"):
+        finetune(values)
+    assert np.isfinite(finetune(recipe("resnet", model={"id": str(model)})).metrics["test"]["loss"])
+
+
+def test_a_model_of_others_with_two_classes_of_one_name_predicts(tiny, tmp_path, photos):
+    """ImageNet has two cranes."""
+    model = shutil.copytree(tiny("vit"), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    names = ["crane", "dog", "crane", "cat", "cow"]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (model / "config.json").write_text(json.dumps(config))
+    trained = load_trained(model, "image-classification")
+    file = str(next((photos / "test").rglob("*.png")))
+    labels = [each["label"] for each in predict_files(trained, [file])[file]["prediction"]]
+    assert sorted(labels) == sorted(names)
+    assert trained.labels.names == ("crane", "dog", "crane (2)", "cat", "cow")
+
+
+def test_an_augmentation_that_fails_on_one_photo_names_it(recipe, copied):
+    """Even from a loader worker, whose exceptions arrive as tracebacks."""
+    Image.new("RGB", (8, 8)).save(copied / "train" / "red" / "0.png")
+    values = recipe(data={"id": str(copied)}, augment=["RandomCrop"], train={"dataloader_num_workers": 1})
+    with pytest.raises(RecipeError, match=r"train/red/0\.png: augment: fails on an image of 8x8") as error:
+        finetune(values)
+    assert len(str(error.value).splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
+from cv_hf.errors import RecipeError
 from cv_hf.finetuning import finetune
 
 # No dropout and no batch norm: what is left may not depend on how a batch is split.
@@ -95,10 +97,23 @@ def test_a_resumed_run_follows_the_uninterrupted_one(recipe, tmp_path):
     assert len(steps(whole.log, "loss")) == 9
     checkpoints = whole.folder / "checkpoints"
     for later in ("checkpoint-6", "checkpoint-8", "checkpoint-9"):
-        subprocess.run(["rm", "-r", str(checkpoints / later)], check=True)
+        shutil.rmtree(checkpoints / later)
+    (checkpoints / "finished.json").unlink()
     resumed = finetune(values, resume=True)
     assert steps(resumed.log, "loss", "grad_norm") == steps(whole.log, "loss", "grad_norm")
     assert resumed.metrics["test"] == whole.metrics["test"]
+    lines = [json.loads(line) for line in (whole.folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 10))
+
+
+def test_a_run_trained_to_its_end_is_not_trained_again(recipe, monkeypatch):
+    """As after a push that failed: the same weights, the same numbers, no step more."""
+    first = finetune(recipe("vit"))
+    monkeypatch.setattr("cv_hf.training.Trainer.train", None)
+    again = finetune(recipe("vit"), resume=True)
+    assert again.metrics == first.metrics
+    with pytest.raises(RecipeError, match="holds a run already"):
+        finetune(recipe("vit"))
 
 
 def test_model_holds_the_best_checkpoint_not_the_last(recipe, monkeypatch):
