@@ -112,6 +112,21 @@ def test_init_writes_a_recipe_and_never_over_a_file(starter, photos, tiny):
     assert starter.read_text() == text
 
 
+def test_init_and_eval_take_what_a_recipe_would_say_of_the_data(trained, photos, tmp_path):
+    files = sorted((photos / "test").rglob("*.png"))
+    table = tmp_path / "table.csv"
+    table.write_text("where,what\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
+    said = [f"data.images={photos}", "data.columns={image: where, label: what}"]
+    assert "data.columns" in refused(2, "init", table, "--out", tmp_path / "not.yaml")
+    assert cv_hf("init", table, *said, "--out", tmp_path / "said.yaml").code == 0
+    data = yaml.safe_load((tmp_path / "said.yaml").read_text())["data"]
+    assert data == {"id": str(table), "images": str(photos), "columns": {"image": "where", "label": "what"}}
+    answer = cv_hf("eval", trained, "--data", table, *said, "--json", "-")
+    scored = json.loads((trained / "metrics.json").read_text())["test"]
+    assert json.loads(answer.out)["accuracy"] == scored["accuracy"]
+    assert "data.key=value" in refused(2, "eval", trained, "--data", table, "train.seed=1")
+
+
 def test_train_fills_the_run_directory(trained):
     files = {path.name for path in trained.iterdir()}
     assert files == {"recipe.yaml", "metrics.json", "log.jsonl", "model", "checkpoints", "predictions"}
@@ -132,7 +147,7 @@ def test_eval_gives_the_numbers_of_the_run(trained, photos, tmp_path):
         assert test[name] == pytest.approx(scored["test"][name], abs=1e-6)
     assert f"accuracy {test['accuracy']:.4f}" in answer.out
     answer = cv_hf("eval", trained / "model", "--data", photos, "--split", "validation", "--json", "-")
-    validation = json.loads(answer.out[answer.out.index("{") :])
+    validation = json.loads(answer.out)
     assert validation["loss"] == pytest.approx(scored["validation"]["loss"], abs=1e-6)
     assert validation["loss"] != pytest.approx(test["loss"], abs=1e-6)
 
