@@ -105,3 +105,11 @@ def _renamed(weights: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) 
             part, rest = name.split(".", 1)
             renamed[f"{outside[part]}.{rest}"] = tensor
     return renamed
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m cv_hf.models.sample FOLDER")
+    print(efficientnet_lite0(Path(sys.argv[1])))
