@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from cv_hf.errors import RecipeError, did_you_mean
@@ -87,6 +96,8 @@ def _either(expected: str) -> WrapValidator:
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 PerClass = Annotated[int, Field(ge=1)]
+# `~` is the home folder, as in a shell; no id of the Hub begins with it.
+Place = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)]
 ImageSize = Annotated[PerClass | tuple[PerClass, PerClass], _either("an integer or [height, width]")]
 Part = Annotated[
     str | PerClass | Share, _either("the name of a split, a share between 0 and 1, or a number of samples per class")
@@ -101,7 +112,7 @@ Augmentation = Annotated[str | dict[str, dict[str, Any] | None], _either("a name
 class ModelConfig(Section):
     """Which checkpoint to start from, and what to change in it."""
 
-    id: str
+    id: Place
     revision: str | None = None
     image_size: ImageSize | None = None
     freeze: Literal["none", "backbone"] = "none"
@@ -116,9 +127,9 @@ class DataConfig(Section):
     (0.15), or to a number of samples per class (an integer); the last two are held out of training, stratified.
     """
 
-    id: str
-    images: str | None = None
-    masks: str | None = None
+    id: Place
+    images: Place | None = None
+    masks: Place | None = None
     format: Literal[FORMATS] | None = None  # type: ignore[valid-type]
     config: str | None = None
     revision: str | None = None

@@ -73,7 +73,6 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
         DataError: the dataset or what the recipe says of it is wrong; or no sample is left to train or validate on.
         HubError: the Hub failed.
     """
-    data = expanded(data)
     findings = Findings()
     source = read(data, task, [name for name in (data.splits or {}).values() if isinstance(name, str)], findings)
     chosen, parts = choose_splits(list(source.splits), data.splits)
@@ -138,7 +137,6 @@ def load_split(
         DataError: no such split, no sample with a label, or a label that the model does not have.
         HubError: the Hub failed.
     """
-    data = expanded(data)
     findings = Findings()
     source = read(data, task, [], findings, split)
     names = list(source.splits)
@@ -163,12 +161,6 @@ def load_split(
     return encoded, findings
 
 
-def expanded(data: DataConfig) -> DataConfig:
-    """The data section with `~` and `~user` in its paths replaced by the home folder."""
-    paths = {key: os.path.expanduser(path) for key in ("id", "images") if (path := getattr(data, key))}
-    return data.model_copy(update=paths)
-
-
 def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings, split: str | None = None) -> Source:
     """Detect the format of a dataset and read it, splits named in `wanted` among them.
 
@@ -176,7 +168,6 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
         DataError: the dataset is missing, or of a format that the task does not read.
         HubError: the Hub failed.
     """
-    data = expanded(data)
     found = data.format or detect_format(data)
     if found == "hub":
         return hub.read(
