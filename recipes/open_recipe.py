@@ -101,7 +101,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
 
     # What pipeline() loads, and its score: reloaded, in float32, as pipeline() will compute it.
     publish.save_model_folder(trainer.model, processor, task.name, labels, folder / "model")
-    trained = load_trained(folder / "model")
+    trained = load_trained(folder / "model", trust_remote_code=recipe.model.trust_remote_code)
     metrics = {
         name: score(trained, split, splits.findings, recipe.data, batch_size=recipe.eval.batch_size, name=name)
         for name, split in (("validation", splits.validation), ("test", splits.test))
