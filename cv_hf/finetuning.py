@@ -22,7 +22,7 @@ from cv_hf import publish
 from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import Splits, load_splits
 from cv_hf.errors import Interrupted, RecipeError
-from cv_hf.inference import load_trained, predictions_sheet, score
+from cv_hf.inference import Trained, load_trained, predictions_sheet, score
 from cv_hf.models import Built, build_model, freeze_backbone, pixel_map
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
@@ -102,10 +102,11 @@ def finetune(
         if is_main():
             publish.save_model_folder(trainer.model, built.processor, task.name, splits.labels, folder / "model")
         trainer.accelerator.wait_for_everyone()
-        metrics = {"train": outcome, **score_saved(recipe, splits, folder)}
+        trained = load_trained(folder / "model", trust_remote_code=recipe.model.trust_remote_code)
+        metrics = {"train": outcome, **score_saved(trained, recipe, splits)}
         url = None
         if is_main():
-            write_results(recipe, task, splits, built, folder, metrics)
+            write_results(trained, recipe, splits, built, folder, metrics)
             url = publish.push(folder, recipe.hub.repo_id, private=recipe.hub.private) if recipe.hub else None
         return Run(folder, folder / "model", metrics, trainer.state.log_history, url)
 
@@ -222,9 +223,8 @@ def train(trainer: Trainer, recipe: Recipe, folder: Path, *, resume: bool) -> di
     return result
 
 
-def score_saved(recipe: Recipe, splits: Splits, folder: Path) -> dict[str, Any]:
+def score_saved(trained: Trained, recipe: Recipe, splits: Splits) -> dict[str, Any]:
     """Score the saved model, reloaded as pipeline() will load it, on every split that was not trained on."""
-    trained = load_trained(folder / "model", trust_remote_code=recipe.model.trust_remote_code)
     held_out = {"validation": splits.validation, "test": splits.test}
     scores: dict[str, Any] = {
         name: score(trained, split, splits.findings, recipe.data, batch_size=recipe.eval.batch_size, name=name)
@@ -235,14 +235,14 @@ def score_saved(recipe: Recipe, splits: Splits, folder: Path) -> dict[str, Any]:
 
 
 def write_results(
-    recipe: Recipe, task: Task, splits: Splits, built: Built, folder: Path, metrics: Mapping[str, Any]
+    trained: Trained, recipe: Recipe, splits: Splits, built: Built, folder: Path, metrics: Mapping[str, Any]
 ) -> None:
     """Write metrics.json, the card and a picture of predictions."""
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     publish.write_card(
         folder / "model" / "README.md",
         recipe,
-        task,
+        trained.task,
         splits.labels,
         metrics,
         columns=splits.train.column_names,
@@ -250,7 +250,6 @@ def write_results(
         data_commit=splits.source.commit,
     )
     shown = splits.validation if splits.test is None else splits.test
-    trained = load_trained(folder / "model", trust_remote_code=recipe.model.trust_remote_code)
     predictions_sheet(trained, shown, folder / "predictions" / "sheet.png")
 
 
