@@ -1,4 +1,6 @@
-"""Tiny random checkpoints, one for every image-classification family, with the image processor that belongs to it."""
+"""Tiny random checkpoints with the image processor that belongs to them: one for every image-classification family here,
+the detectors in tiny_detection.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+)
 
 
 @dataclass(frozen=True)
@@ -378,16 +383,26 @@ UNTRAINABLE = {
 }
 
 
+_ARCHITECTURES = {**MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, **MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES}
+
+
+def _families() -> dict[str, Family]:
+    """The families of every task."""
+    from tests.tiny_detection import DETECTION_FAMILIES
+
+    return {**TINY_FAMILIES, **DETECTION_FAMILIES}
+
+
 def tiny_model(family: str, folder: str | Path, num_labels: int = 5, seed: int = 0) -> Path:
-    """Write a tiny random checkpoint of a family of TINY_FAMILIES, with its image processor, and return its folder.
+    """Write a tiny random checkpoint of a family, of whatever task, with its image processor, and return its folder.
 
     Weights are drawn from `seed`; batch norms get running statistics other than their initial ones.
     """
-    recipe = TINY_FAMILIES[family]
+    recipe = _families()[family]
     names = {index: f"class_{index}" for index in range(num_labels)}
     config = AutoConfig.for_model(recipe.model_type, **recipe.config)
     config.id2label, config.label2id = names, {name: index for index, name in names.items()}
-    architecture = recipe.architecture or MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[recipe.model_type]
+    architecture = recipe.architecture or _ARCHITECTURES[recipe.model_type]
     if isinstance(architecture, tuple):
         architecture = architecture[0]
     with torch.random.fork_rng():
@@ -416,7 +431,7 @@ def tiny_model_like(model_type: str, folder: str | Path, num_labels: int = 5, **
         if architecture not in named:
             TINY_FAMILIES[architecture] = Family("timm_wrapper", _timm(architecture), None)
         return tiny_model(named.get(architecture, architecture), folder, num_labels)
-    family = next(family for family, recipe in TINY_FAMILIES.items() if recipe.model_type == model_type)
+    family = next(family for family, recipe in _families().items() if recipe.model_type == model_type)
     return tiny_model(family, folder, num_labels)
 
 
@@ -424,7 +439,8 @@ def tiny_model_like(model_type: str, folder: str | Path, num_labels: int = 5, **
 def _stir(model: torch.nn.Module) -> None:
     """Move every tensor away from the zeros and ones it starts with, so that a wrong one shows in the outputs."""
     for parameter in model.parameters():
-        parameter.add_(0.05 * torch.randn_like(parameter))
+        if parameter.requires_grad:  # D-FINE keeps constants of its loss as parameters
+            parameter.add_(0.05 * torch.randn_like(parameter))
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.add_(0.1 * torch.randn_like(module.running_mean))
