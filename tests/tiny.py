@@ -1,6 +1,4 @@
-"""Tiny random checkpoints with the image processor that belongs to them: one for every image-classification family here,
-the detectors in tiny_detection.py.
-"""
+"""Tiny random checkpoints with their image processors: every image-classification family here, detectors beside it."""
 
 from __future__ import annotations
 
