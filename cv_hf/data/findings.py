@@ -27,6 +27,11 @@ CODES: dict[str, Code] = {
     "missing-image": Code("dropped", "there is no image: no such file, or an empty cell"),
     "path-outside": Code("dropped", "the path leads out of the dataset's folder"),
     "missing-label": Code("dropped", "the sample has no label"),
+    "unreadable-annotation": Code("dropped", "an annotation that cannot be read: the box or file of boxes alone is lost"),
+    "orphan-annotation": Code("dropped", "an annotation of an image that the annotation file does not list"),
+    "missing-split": Code("noted", "a split that the dataset names, without its files or without annotations"),
+    "unlisted": Code("noted", "an annotated image that no list of a split names, left out"),
+    "unannotated-image": Code("noted", "an image without an annotation file of its own, left out"),
     "sixteen-bit": Code(
         "repaired",
         "16-bit grey, of which the high byte is read; pipeline() would clip the file to white, so convert it to 8 bits",

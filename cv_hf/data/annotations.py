@@ -1,0 +1,158 @@
+"""What the readers of boxes share: the folders as they come, and rows of images with their objects as Arrow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from cv_hf.data.findings import Findings
+from cv_hf.data.imagefolder import is_hidden
+from cv_hf.data.images import relative_name
+from cv_hf.data.paths import Inside
+from cv_hf.errors import DataError
+
+ANNOTATION_FOLDERS = ("annotations", "annots", "annotation", "annot")
+IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "image", "img", "data", "photos", "pictures")
+
+
+def to_dataset(
+    paths: Sequence[str],
+    image_ids: Sequence[int] | Sequence[str],
+    sizes: Sequence[tuple[int | None, int | None]],
+    rows: Sequence[int] | np.ndarray,
+    boxes: Sequence[Sequence[float]] | np.ndarray,
+    categories: Sequence[int] | Sequence[str],
+    category_type: type,
+    areas: Sequence[float | None] | None = None,
+    crowds: Sequence[bool] | None = None,
+) -> datasets.Dataset:
+    """Rows of images from flat lists of their boxes.
+
+    Args:
+        paths: of the images.
+        image_ids: all int, or all str.
+        sizes: (height, width) of each image; None where the source does not say.
+        rows: for each box, the position of its image; in any order, which is kept within an image.
+        boxes: absolute xywh.
+        categories: source id of each box.
+        category_type: int or str, what source ids are.
+        areas: None where the source has none.
+        crowds: None: no box is a crowd.
+
+    Returns:
+        columns `image` (undecoded), `image_id`, `width`, `height` and `objects` {bbox, category, area, iscrowd}.
+    """
+    number = len(rows)
+    order = np.argsort(np.asarray(rows, np.int64), kind="stable")
+    counts = np.bincount(np.asarray(rows, np.int64), minlength=len(paths))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    flat = np.asarray(boxes, np.float64).reshape(number, 4)[order].reshape(-1)
+    values = {
+        "bbox": pa.ListArray.from_arrays(pa.array(np.arange(0, 4 * number + 1, 4, dtype=np.int32)), pa.array(flat)),
+        "category": pa.array(categories, pa.string() if category_type is str else pa.int64()).take(pa.array(order)),
+        "area": pa.array([None] * number if areas is None else areas, pa.float64()).take(pa.array(order)),
+        "iscrowd": pa.array([False] * number if crowds is None else crowds, pa.bool_()).take(pa.array(order)),
+    }
+    columns = {
+        "image": pa.array(paths, pa.string()),
+        "image_id": pa.array(image_ids, pa.string() if isinstance(next(iter(image_ids), 0), str) else pa.int64()),
+        "width": pa.array([width for _, width in sizes], pa.int64()),
+        "height": pa.array([height for height, _ in sizes], pa.int64()),
+        "objects": pa.StructArray.from_arrays(
+            [pa.ListArray.from_arrays(offsets, value) for value in values.values()], names=list(values)
+        ),
+    }
+    features = datasets.Features(
+        {
+            "image": datasets.Image(decode=False),
+            "image_id": datasets.Value(str(columns["image_id"].type)),
+            "width": datasets.Value("int64"),
+            "height": datasets.Value("int64"),
+            "objects": {
+                "bbox": datasets.List(datasets.List(datasets.Value("float64"))),
+                "category": datasets.List(datasets.Value(str(values["category"].type))),
+                "area": datasets.List(datasets.Value("float64")),
+                "iscrowd": datasets.List(datasets.Value("bool")),
+            },
+        }
+    )
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def is_int64(value: object) -> bool:
+    """Whether a value of a file can be an id that is a number."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def folder_named(parent: Path, names: Collection[str]) -> Path | None:
+    """The folder in `parent` that has one of the names, in any case of letters; of several, the name that comes first."""
+    found = {path.name.lower(): path for path in folders(parent)}
+    return next((found[name] for name in names if name in found), None)
+
+
+def folders(parent: Path) -> list[Path]:
+    """The folders in a folder, hidden ones left out, in alphabetical order."""
+    return [Path(entry.path) for entry in _entries(parent) if entry.is_dir()]
+
+
+def files_in(parent: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files in a folder, not below it, with one of the suffixes (lower case), in alphabetical order."""
+    return [
+        Path(entry.path)
+        for entry in _entries(parent)
+        if os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file()
+    ]
+
+
+def files_below(
+    folder: Path, suffixes: Collection[str], inside: Inside, root: Path, findings: Findings, on_bad_sample: str
+) -> Iterator[str]:
+    """The files in a folder and below it with one of the suffixes (lower case), in alphabetical order.
+
+    A link to a file that lies outside is dropped with a finding.
+
+    Raises:
+        DataError: a link to a folder that lies outside; or on_bad_sample is "stop", and a file does.
+    """
+    yield from _below(str(folder), suffixes, inside, root, findings, on_bad_sample, frozenset())
+
+
+def _below(
+    folder: str,
+    suffixes: Collection[str],
+    inside: Inside,
+    root: Path,
+    findings: Findings,
+    on_bad_sample: str,
+    above: frozenset[str],
+) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in _entries(folder):
+        if entry.is_dir():
+            if entry.is_symlink() and not inside.holds(entry.path):
+                raise DataError(
+                    f"{entry.path} is a link that leads out of the dataset's folder.\n"
+                    "Give the folder that it leads to as data.images, or put the files in its place."
+                )
+            yield from _below(entry.path, suffixes, inside, root, findings, on_bad_sample, above | {real})
+        elif os.path.splitext(entry.name)[1].lower() in suffixes:
+            if entry.is_symlink() and not inside.holds(entry.path):
+                name = relative_name(entry.path, root)
+                findings.drop("path-outside", name, "the link leads out of the dataset's folder", on_bad_sample)
+            else:
+                yield entry.path
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None

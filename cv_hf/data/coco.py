@@ -1,0 +1,389 @@
+"""COCO: one JSON of images, annotations and categories per split, beside folders of images."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from cv_hf.data.annotations import ANNOTATION_FOLDERS, IMAGE_FOLDERS, files_in, folders, is_int64, to_dataset
+from cv_hf.data.findings import Findings
+from cv_hf.data.images import relative_name
+from cv_hf.data.labels import LabelMap
+from cv_hf.data.paths import Inside
+from cv_hf.data.source import Source
+from cv_hf.data.splits import USUAL_NAMES, check_split, role_of
+from cv_hf.errors import DataError
+
+# What COCO itself keeps beside its instances_*.json.
+_OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
+_TRIED = 50
+
+
+def read(
+    id: str,
+    *,
+    images: str | None = None,
+    wanted: Sequence[str] = (),
+    findings: Findings | None = None,
+    on_bad_sample: str = "skip",
+) -> Source:
+    """Read COCO annotations.
+
+    Args:
+        id: a JSON file, which is one split; or a folder with one JSON per split, in it, in its folder `annotations`
+            or in folders called as splits are.
+        images: the folder that `file_name` starts from; None: found by trying the usual ones.
+        wanted: splits to read besides those with a usual name (train, val2017, ...).
+        findings: filled with what was left out.
+        on_bad_sample: "skip" or "stop".
+
+    Returns:
+        columns `image`, `image_id`, `width`, `height` and `objects` {bbox, category, area, iscrowd}: boxes as they
+        stand in the file (absolute xywh), categories by their id, `area` null where the file has none. An image
+        without annotations has empty lists. An annotation with a polygon alone has the box around it.
+
+    Raises:
+        DataError: a file that is not COCO, several files for one split, an image id that stands twice, categories that
+            differ between splits, or images that are not found.
+    """
+    findings = Findings() if findings is None else findings
+    path = Path(os.path.abspath(id))
+    base = Path(os.path.abspath(images)) if images else None
+    if base is not None and not base.is_dir():
+        raise DataError(f"data.images: there is no folder {images}.")
+    root = _root_of_file(path) if path.is_file() else path
+    files = {_split_of(path, root) or "train": path} if path.is_file() else annotation_files(path, wanted)
+    for name in wanted:
+        check_split(name, list(files))
+    names: dict[int | str, str] = {}
+    used: set[int | str] = set()
+    splits = {}
+    for split, file in files.items():
+        content = _load(file, root)
+        _merge_categories(names, content, relative_name(str(file), root))
+        splits[split] = _read_split(content, file, split, root, base, used, findings, on_bad_sample)
+    return Source(id, "coco", splits, root=root, labels=_label_map(names, used))
+
+
+def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
+    """The COCO annotations in a folder: {split: JSON file}, those with a usual name or wanted, or the only one.
+
+    Raises:
+        DataError: none, or several for one split.
+    """
+    found = [path for path in _candidates(root) if looks_like_coco(path)]
+    own = [path for path in found if not path.stem.lower().startswith(_OTHER_KINDS)]
+    if not own:
+        only = f" ({', '.join(path.name for path in found)} are no instances; give one as data.id to read it)"
+        raise DataError(f"{root}: there is no COCO annotation file in it{only if found else ''}.")
+    inside = Inside(root)
+    splits: dict[str, list[Path]] = {}
+    for path in own:
+        if not inside.holds(path):
+            raise DataError(f"{path} is a link that leads out of the dataset's folder.")
+        name = _split_of(path, root) or re.sub(r"^instances[-_.]", "", path.stem)
+        splits.setdefault(name, []).append(path)
+    if len(splits) == 1 and not role_of(next(iter(splits))) and not wanted:
+        splits = {"train": next(iter(splits.values()))}
+    chosen = {}
+    for name, files in splits.items():
+        if not (role_of(name) or name in wanted or len(splits) == 1):
+            continue
+        instances = [path for path in files if path.stem.lower().startswith("instances")]
+        if len(instances or files) > 1:
+            several = ", ".join(relative_name(str(path), root) for path in instances or files)
+            raise DataError(
+                f"{root}: several annotation files for the split {name}: {several}.\n"
+                "Give one of them as data.id, or keep one of them there."
+            )
+        chosen[name] = (instances or files)[0]
+    if not chosen:
+        known = ", ".join(relative_name(str(files[0]), root) for files in splits.values())
+        raise DataError(
+            f"{root}: no annotation file is named for a split: {known}.\n"
+            f"Name the splits in the recipe: data.splits: {{train: {next(iter(splits))}}}."
+        )
+    return chosen
+
+
+def _candidates(root: Path) -> list[Path]:
+    """The JSON files where those of a dataset stand."""
+    found = files_in(root, {".json"})
+    for folder in folders(root):
+        if folder.name.lower() in ANNOTATION_FOLDERS:
+            found += files_in(folder, {".json"})
+            for inner in folders(folder):
+                found += files_in(inner, {".json"}) if role_of(inner.name) else []
+        elif role_of(folder.name):
+            found += files_in(folder, {".json"})
+            for inner in folders(folder):
+                found += files_in(inner, {".json"}) if inner.name.lower() in ANNOTATION_FOLDERS else []
+    return found
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Whether a JSON file begins as COCO's do; the annotations can be too large to parse for that."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as text:
+            start = text.read(1 << 16)
+        if not start.lstrip().startswith("{") or '"segments_info"' in start:
+            return False
+        keys = json.loads(start) if len(start) < 1 << 16 else None
+    except (OSError, ValueError, RecursionError):
+        keys = None
+    named = (lambda key: key in keys) if isinstance(keys, dict) else (lambda key: f'"{key}"' in start)
+    if isinstance(keys, dict) and not isinstance(keys.get("images", []), list):
+        return False
+    coco = named("images") and (named("annotations") or named("categories") or named("info"))
+    # The annotations may come first, and fill the start of the file.
+    return coco or (keys is None and all(f'"{key}"' in start for key in ("annotations", "image_id", "category_id")))
+
+
+def _root_of_file(path: Path) -> Path:
+    """The dataset's folder: that of the file, or the one above `annotations` and above the folder of a split."""
+    folder = path.parent
+    for _ in range(2):
+        if folder.name.lower() in ANNOTATION_FOLDERS or (folder != path.parent and role_of(folder.name)):
+            folder = folder.parent
+    return folder
+
+
+def _split_of(path: Path, root: Path) -> str | None:
+    """The name of a split in the file's name, or else in those of its folders."""
+    for text in (path.stem, *reversed(path.relative_to(root).parent.parts)):
+        words = [word for word in (text, *re.split(r"[-_. ]", text)) if role_of(word)]
+        if len(set(words)) == 1:
+            return words[0]
+    return None
+
+
+def _load(path: Path, root: Path) -> dict[str, Any]:
+    """Parse one file; polygons and masks, most of its size, are let go while it is parsed."""
+    name = relative_name(str(path), root)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text, object_hook=_without_segmentation)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is not valid JSON ({str(error).splitlines()[0][:100]}).") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{name} is not COCO: it holds no object with images, annotations and categories.")
+    for key in ("images", "annotations"):
+        if not isinstance(content.get(key), list):
+            raise DataError(f"{name} is not COCO annotations: it has no list of {key}.")
+    if not isinstance(content.setdefault("categories", []), list):
+        raise DataError(f"{name} is not COCO annotations: its categories are no list.")
+    return content
+
+
+def _without_segmentation(values: dict[str, Any]) -> dict[str, Any]:
+    if "segmentation" in values and values.get("bbox"):
+        del values["segmentation"]
+    return values
+
+
+def _read_split(
+    content: dict[str, Any],
+    file: Path,
+    split: str,
+    root: Path,
+    base: Path | None,
+    used: set[int | str],
+    findings: Findings,
+    on_bad_sample: str,
+) -> datasets.Dataset:
+    name = relative_name(str(file), root)
+    found = _images(content["images"], name)
+    resolve = _resolver([image["file_name"] for image in found.values()], file, split, root, base)
+    rows: dict[int | str, int] = {}
+    paths, sizes = [], []
+    for image_id, image in found.items():
+        path = resolve(image["file_name"])
+        if path is None:
+            reason = "the path leads out of the dataset's folder"
+            findings.drop("path-outside", image["file_name"], reason, on_bad_sample)
+        elif not os.path.isfile(path):
+            findings.drop("missing-image", relative_name(path, root), "no such file", on_bad_sample)
+        else:
+            rows[image_id] = len(paths)
+            paths.append(path)
+            sizes.append((_pixels(image.get("height")), _pixels(image.get("width"))))
+    known = {category["id"] for category in content["categories"]}
+    owners, boxes, categories, areas, crowds = [], [], [], [], []
+    for position, annotation in enumerate(content["annotations"]):
+        box, reason = _box(annotation, known)
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        image_id = image_id if _is_id(image_id) else None
+        if reason or image_id not in found:
+            code = "unreadable-annotation" if reason else "orphan-annotation"
+            reason = reason or f"image_id is {image_id!r}"
+            number = annotation.get("id", position) if isinstance(annotation, dict) else position
+            findings.drop(code, f"{name}: annotation {_short(number)}", reason, on_bad_sample)
+        elif image_id in rows:
+            owners.append(rows[image_id])
+            boxes.append(box)
+            categories.append(annotation["category_id"])
+            areas.append(_number(annotation.get("area")))
+            crowds.append(annotation.get("iscrowd") in (1, "1"))
+    if content["annotations"] and found and not owners and rows:
+        first = findings.summary().split("\n")[0]
+        raise DataError(f"{name}: none of its {len(content['annotations'])} annotations is a box of an image.\n{first}")
+    if len({type(category) for category in categories}) > 1:
+        raise DataError(f"{name}: category_id is a number in some annotations and text in others.")
+    used.update(categories)
+    category_type = type(next(iter(known or categories), 0))
+    return to_dataset(paths, list(rows), sizes, owners, boxes, categories, category_type, areas, crowds)
+
+
+def _images(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:
+    """Image id -> entry.
+
+    Raises:
+        DataError: an entry without id or file_name, ids of two types, or an id that stands twice.
+    """
+    found: dict[int | str, dict[str, Any]] = {}
+    for position, image in enumerate(images):
+        if not isinstance(image, dict) or not _is_id(image.get("id")) or not isinstance(image.get("file_name"), str):
+            raise DataError(f"{name}: image {position} of the list has no id (a number or text) or no file_name.")
+        if image["id"] in found:
+            raise DataError(
+                f"{name}: two images have the id {image['id']!r}: {found[image['id']]['file_name']} and "
+                f"{image['file_name']}."
+            )
+        found[image["id"]] = image
+    if len({type(image_id) for image_id in found}) > 1:
+        raise DataError(f"{name}: the ids of images are numbers in some entries and text in others.")
+    return found
+
+
+class _Resolver:
+    """file_name -> absolute path, or None where it leads outside."""
+
+    def __init__(self, inside: Inside, by_base_name: bool) -> None:
+        self.inside, self.by_base_name = inside, by_base_name
+
+    def __call__(self, name: str) -> str | None:
+        return self.inside(re.split(r"[/\\]", name)[-1] if self.by_base_name else name)
+
+
+def _resolver(names: Sequence[str], file: Path, split: str, root: Path, base: Path | None) -> _Resolver:
+    """Find the folder that the file names start from: of the usual ones, the one with most of the first names.
+
+    Names that are found nowhere are looked for without their folders, which may be those of another machine.
+
+    Raises:
+        DataError: nothing is found; it names the folders that were tried.
+    """
+    tried = list(dict.fromkeys(_image_folders(file, split, root, base)))
+    allowed = (root,) if base is None else (root, base)
+    first = names[:_TRIED]
+    for by_base_name in (False, True):
+        resolvers = [_Resolver(Inside(folder, *allowed), by_base_name) for folder in tried]
+        if not first:
+            return resolvers[0]
+        held = [sum(path is not None and os.path.isfile(path) for path in map(each, first)) for each in resolvers]
+        if max(held, default=0):
+            return resolvers[held.index(max(held))]
+    shown = ", ".join("." if folder == root else relative_name(str(folder), root) for folder in tried)
+    where = f"in data.images ({base})" if base is not None else f"in {shown} of {root}"
+    raise DataError(
+        f"{relative_name(str(file), root)}: its images, as {_short(first[0])}, are not {where}.\n"
+        "Set data.images to the folder that holds them."
+    )
+
+
+def _image_folders(file: Path, split: str, root: Path, base: Path | None) -> Iterator[Path]:
+    names = [split, *(name for name in USUAL_NAMES.get(role_of(split) or "", ()) if name != split)]
+    for start in [base] if base is not None else dict.fromkeys([file.parent, root]):
+        below = {path.name.lower(): path for path in folders(start)}
+        of_split = [below[name.lower()] for name in names if name.lower() in below]
+        of_images = [below[name] for name in IMAGE_FOLDERS if name in below]
+        for outer, inner in ((of_split, IMAGE_FOLDERS), (of_images, names)):
+            for folder in outer:
+                deeper = {path.name.lower(): path for path in folders(folder)}
+                yield from (deeper[name.lower()] for name in inner if name.lower() in deeper)
+        yield from of_split
+        yield start
+        yield from of_images
+
+
+def _box(annotation: Any, categories: set[int | str]) -> tuple[tuple[float, ...] | None, str]:
+    """The box of an annotation, absolute xywh, and why there is none."""
+    if not isinstance(annotation, dict):
+        return None, "it is no object"
+    if not _is_id(annotation.get("category_id")):
+        return None, "it has no category_id"
+    if categories and annotation["category_id"] not in categories:
+        return None, f"category_id {annotation['category_id']!r} is not among the categories"
+    box = annotation.get("bbox")
+    if not box:
+        return _around(annotation.get("segmentation"))
+    try:
+        if not isinstance(box, list):
+            raise TypeError
+        x, y, width, height = map(float, box)
+    except (TypeError, ValueError, OverflowError):
+        return None, f"bbox is {_short(box)}, not four numbers"
+    return (x, y, width, height), ""
+
+
+def _around(segmentation: Any) -> tuple[tuple[float, ...] | None, str]:
+    """The box around the polygons [[x1, y1, x2, y2, ...], ...]."""
+    try:
+        polygons = [list(map(float, polygon)) for polygon in segmentation if not isinstance(polygon, str)]
+    except (TypeError, ValueError, OverflowError):
+        polygons = []
+    if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        return None, "it has neither a bbox nor a polygon"
+    x = [value for polygon in polygons for value in polygon[::2]]
+    y = [value for polygon in polygons for value in polygon[1::2]]
+    return (min(x), min(y), max(x) - min(x), max(y) - min(y)), ""
+
+
+def _merge_categories(names: dict[int | str, str], content: Mapping[str, Any], file: str) -> None:
+    for category in content["categories"]:
+        if not isinstance(category, dict) or not _is_id(category.get("id")):
+            raise DataError(f"{file}: a category has no id (a number or text).")
+        name = category.get("name")
+        name = str(category["id"]) if not isinstance(name, (str, int)) else str(name)
+        if names.setdefault(category["id"], name) != name:
+            raise DataError(
+                f"{file}: category {category['id']!r} is called {name!r}, and {names[category['id']]!r} elsewhere."
+            )
+
+
+def _label_map(names: Mapping[int | str, str], used: Iterable[int | str]) -> LabelMap | None:
+    """The categories by id. Of several with one name those without any box go: exports add such a parent."""
+    used = set(used)
+    taken = {names[source] for source in names if source in used}
+    kept = [source for source in names if source in used or names[source] not in taken]
+    if len({type(source) for source in kept}) > 1:
+        raise DataError("the ids of categories are numbers in some entries and text in others.")
+    kept.sort()
+    return LabelMap(tuple(names[source] for source in kept), tuple(kept)) if kept else None
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) or is_int64(value)
+
+
+def _pixels(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if is_int64(value) and value > 0 else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if type(value) is float or is_int64(value) else None
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
