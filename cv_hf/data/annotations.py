@@ -90,7 +90,7 @@ def is_int64(value: object) -> bool:
 
 
 def folder_named(parent: Path, names: Collection[str]) -> Path | None:
-    """The folder in `parent` that has one of the names, in any case of letters; of several, the name that comes first."""
+    """The folder in `parent` with one of the names, in any case of letters; of several, the first name's."""
     found = {path.name.lower(): path for path in folders(parent)}
     return next((found[name] for name in names if name in found), None)
 

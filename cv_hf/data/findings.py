@@ -27,7 +27,7 @@ CODES: dict[str, Code] = {
     "missing-image": Code("dropped", "there is no image: no such file, or an empty cell"),
     "path-outside": Code("dropped", "the path leads out of the dataset's folder"),
     "missing-label": Code("dropped", "the sample has no label"),
-    "unreadable-annotation": Code("dropped", "an annotation that cannot be read: the box or file of boxes alone is lost"),
+    "unreadable-annotation": Code("dropped", "a box, or a file of boxes, that cannot be read"),
     "orphan-annotation": Code("dropped", "an annotation of an image that the annotation file does not list"),
     "missing-split": Code("noted", "a split that the dataset names, without its files or without annotations"),
     "unlisted": Code("noted", "an annotated image that no list of a split names, left out"),
