@@ -99,6 +99,12 @@ PerClass = Annotated[int, Field(ge=1)]
 # `~` is the home folder, as in a shell; no id of the Hub begins with it.
 Place = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser()) if path.startswith("~") else path)]
 ImageSize = Annotated[PerClass | tuple[PerClass, PerClass], _either("an integer or [height, width]")]
+Scale = Annotated[float, Field(ge=0.25, le=4.0)]
+Scales = Annotated[
+    tuple[Scale, Scale],
+    AfterValidator(lambda scales: tuple(sorted(scales))),
+    _either("[least, greatest] factor of the model's input size, as [0.75, 1.25]"),
+]
 Part = Annotated[
     str | PerClass | Share, _either("the name of a split, a share between 0 and 1, or a number of samples per class")
 ]
@@ -157,12 +163,18 @@ class TrainConfig(Section):
     batch_size: PerClass = 16
     backbone_lr: Annotated[float, Field(gt=0.0)] | None = None
     ema: Share | None = None
+    multi_scale: Scales | None = None
     early_stopping: PerClass | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The TrainingArguments fields that the recipe sets."""
         return dict(self.model_extra or {})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What the recipe sets: a task's default does not replace a null that stands in it."""
+        return self.model_dump(exclude_unset=True)
 
 
 class EvalConfig(Section):
@@ -211,7 +223,7 @@ def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequ
         where = str(recipe)
         values = _read_yaml(Path(recipe))
     elif isinstance(recipe, Recipe):
-        values = recipe.model_dump()
+        values = recipe.model_dump(exclude_unset=True)
     else:
         values = dict(recipe)
     for override in overrides:
@@ -228,8 +240,7 @@ def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequ
         arguments = check_training_arguments(checked.train.arguments)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
-    own = {name: getattr(checked.train, name) for name in TrainConfig.model_fields}
-    return checked.model_copy(update={"train": TrainConfig(**own, **arguments)})
+    return checked.model_copy(update={"train": TrainConfig(**{**checked.train.given, **arguments})})
 
 
 def load_section(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> DataConfig:

@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import Splits, load_splits
 from cv_hf.errors import Interrupted, RecipeError
 from cv_hf.inference import Trained, load_trained, predictions_sheet, score
-from cv_hf.models import Built, build_model, freeze_backbone, pixel_map
+from cv_hf.models import Built, build_model, freeze_backbone, pixel_map, resizer
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
 from cv_hf.training import (
@@ -37,10 +37,12 @@ from cv_hf.training import (
     data_seed,
     describe,
     evaluate,
+    find_scales,
     gathered,
     newest_checkpoint,
     recorder,
     resolve,
+    takes_mask,
     training_arguments,
 )
 from cv_hf.transforms import build_augment
@@ -104,6 +106,7 @@ def finetune(
         trainer.accelerator.wait_for_everyone()
         trained = load_trained(folder / "model", trust_remote_code=recipe.model.trust_remote_code)
         metrics = {"train": outcome, **score_saved(trained, recipe, splits)}
+        trained = replace(trained, arguments=task.arguments(metrics["validation"]))
         url = None
         if is_main():
             write_results(trained, recipe, splits, built, folder, metrics)
@@ -149,25 +152,37 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     arguments = training_arguments(recipe, folder / "checkpoints", metric, known[metric])
     record = recorder(splits.findings, recipe.data.on_bad_sample)
     pixels = pixel_map(built.processor)
-    augment = build_augment(recipe.augment or [], pixels.size if pixels else None, data_seed(arguments))
-    if pixels and not pixels.fixed and augment.size is None:
+    augment = build_augment(
+        recipe.augment or [], pixels.size if pixels else None, data_seed(arguments), boxes=task.boxes
+    )
+    resize = None
+    if task.boxes and augment.size is None:
+        # Boxes are relative to the image, so it may have any size: that which the processor gives it.
+        resize = resizer(built.processor)
+    elif pixels and not pixels.fixed and augment.size is None:
         raise RecipeError(
             "augment: this model's image processor keeps the aspect ratio, so images of a batch would differ in size. "
             "Add an operation that sets it, as RandomResizedCrop."
         )
-    # Only where the augmentations end at the model's size can the processor's resizing be left out.
-    whole_processor = pixels is None or augment.size is None
+    # Only where images stand at the model's size already can the processor's resizing be left out.
+    whole_processor = pixels is None or (augment.size is None and resize is None)
+    scales = None
+    if recipe.train.multi_scale and not whole_processor:
+        scales = find_scales(built.model, pixels.size, recipe.train.multi_scale)
+        if scales is None:
+            echo(f"train.multi_scale is left out: {type(built.model).__name__} takes images of one size")
     return Trainer(
         model=built.model,
         args=arguments,
-        train_dataset=TrainSamples(splits.train, task.train_sample, augment),
+        train_dataset=TrainSamples(splits.train, task.train_sample, augment, fit=task.fit, resize=resize),
         data_collator=partial(
             collate_train,
             targets=task.targets,
             labels=splits.labels,
             processor=built.processor if whole_processor else None,
+            masked=takes_mask(built.model),
         ),
-        eval_dataset=EvalSamples(splits.validation, built.processor),
+        eval_dataset=EvalSamples(splits.validation, built.processor, task.fit),
         score=partial(
             evaluate,
             task=task,
@@ -180,6 +195,8 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
         pixels=None if whole_processor else pixels,
         backbone_lr=recipe.train.backbone_lr,
         early_stopping=recipe.train.early_stopping,
+        ema=recipe.train.ema,
+        scales=scales,
         callbacks=[
             LogFile(folder / "log.jsonl"),
             Progress(known, recipe.train.batch_size, disable=bool(arguments.disable_tqdm)),
@@ -237,8 +254,9 @@ def score_saved(trained: Trained, recipe: Recipe, splits: Splits) -> dict[str, A
 def write_results(
     trained: Trained, recipe: Recipe, splits: Splits, built: Built, folder: Path, metrics: Mapping[str, Any]
 ) -> None:
-    """Write metrics.json, the card and a picture of predictions."""
+    """Write metrics.json, the arguments for pipeline(), the card and a picture of predictions."""
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    publish.write_arguments(folder / "model", trained.arguments)
     publish.write_card(
         folder / "model" / "README.md",
         recipe,
@@ -246,6 +264,7 @@ def write_results(
         splits.labels,
         metrics,
         columns=splits.train.column_names,
+        arguments=trained.arguments,
         model_commit=built.commit,
         data_commit=splits.source.commit,
     )

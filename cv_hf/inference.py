@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,24 @@ from cv_hf.models import build_model
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
 from cv_hf.training import EvalSamples, evaluate, forward, recorder
-from cv_hf.transforms import contact_sheet
+from cv_hf.transforms import TILE, contact_sheet
 
 SHEET = 20
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model as pipeline() loads it: float32, evaluation mode, its saved processor."""
+    """A trained model as pipeline() loads it: float32, evaluation mode, its saved processor.
+
+    `arguments` are those that pipeline() is to be called with, as a score threshold.
+    """
 
     id: str
     task: Task
     model: Any
     processor: Any
     labels: LabelMap
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_code: bool = False) -> Trained:
@@ -60,7 +64,8 @@ def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_
         labels = LabelMap.from_dict(notes["labels"])
     else:
         labels = from_class_names(_distinct([name for _, name in sorted(built.model.config.id2label.items())]))
-    return Trained(model_id, known, built.model.eval().to(PartialState().device), built.processor, labels)
+    model = built.model.eval().to(PartialState().device)
+    return Trained(model_id, known, model, built.processor, labels, notes.get("pipeline", {}))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -81,7 +86,7 @@ def score(
     """Every metric of the task on a canonical split; what could not be read is added to `findings`."""
     return evaluate(
         trained.model,
-        EvalSamples(dataset, trained.processor),
+        EvalSamples(dataset, trained.processor, trained.task.fit),
         trained.task,
         trained.labels,
         batch_size=batch_size,
@@ -125,13 +130,15 @@ def predict(
     Yields:
         the dataset's row, what pipeline() answers for its image or None when it cannot be read, and the findings.
     """
+    task = trained.task
+    samples = EvalSamples(dataset, trained.processor)
     for start in range(0, len(dataset), batch_size):
         rows = range(start, min(start + batch_size, len(dataset)))
         found: list[tuple[str, str, str]] = []
         answers: dict[int, Any] = {}
-        samples = EvalSamples(dataset, trained.processor)
         for group, outputs in forward(trained.model, samples, rows, batch_size=batch_size, on_findings=found.extend):
-            predictions = trained.task.predict(outputs, trained.model.config, group.sizes)
+            sizes = [row["size"] for row in group.rows]
+            predictions = task.predict(outputs, trained.model.config, trained.processor, sizes, trained.arguments)
             answers.update(zip(group.ids, predictions, strict=True))
         for index in rows:
             row = dataset[index]
@@ -144,13 +151,15 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
     Args:
         trained: from `load_trained`.
         paths: image files, or folders whose images are taken at any depth.
-        out: where predictions.json and a picture per image go; None: nothing is written.
+        out: where predictions.json (for detection also coco.json) and a picture per image go; None: nothing is
+            written.
 
     Returns:
         {file: {"prediction": ...}} or {file: {"error": reason}} for each that cannot be read.
     """
     dataset = images_dataset(paths)
     answers: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     for number, (row, prediction, found) in enumerate(predict(trained, dataset)):
@@ -160,12 +169,16 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
         answers[row["file"]] = {"prediction": prediction}
         if out is not None:
             image, _ = decode(row["image"])
+            sizes[row["file"]] = (image.height, image.width)
             picture = trained.task.draw(image, prediction, None)
             # Numbered, since two folders may hold files of one name.
             picture.save(out / f"{number:05d}_{Path(row['file']).stem[:80]}.png")
     if out is not None:
-        text = json.dumps(answers, indent=2, ensure_ascii=False)
-        (out / "predictions.json").write_text(text + "\n", encoding="utf-8")
+        found = {file: answers[file]["prediction"] for file in sizes}
+        files = {"predictions.json": answers, **trained.task.export(found, sizes, trained.labels)}
+        for name, content in files.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (out / name).write_text(text + "\n", encoding="utf-8")
     return answers
 
 
@@ -173,11 +186,14 @@ def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -
     """One picture of predictions against the truth, of samples spread evenly over a split."""
     count = min(SHEET, len(dataset))
     chosen = dataset.select([index * len(dataset) // count for index in range(count)])
-    pictures = [
-        trained.task.draw(decode(row["image"])[0], prediction, trained.task.truth(row, trained.labels))
-        for row, prediction, _ in predict(trained, chosen)
-        if prediction is not None
-    ]
+    pictures = []
+    for row, prediction, _ in predict(trained, chosen):
+        if prediction is not None:
+            truth = trained.task.truth(row, trained.labels)
+            picture = trained.task.draw(decode(row["image"])[0], prediction, truth)
+            if max(picture.size) > trained.task.tile and trained.task.tile > TILE:
+                picture.thumbnail((trained.task.tile, trained.task.tile))
+            pictures.append(picture)
     if pictures:
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures).save(path)

@@ -28,7 +28,8 @@ class Task:
         auto_class: the Transformers Auto class of its models.
         default_model: a Hub id that `cv-hf init` proposes.
         augment: the default augmentations, written as in a recipe.
-        train_defaults: TrainingArguments fields that this task sets otherwise than Transformers does.
+        train_defaults: keys of `train:` that this task sets otherwise than Transformers does.
+        boxes: whether augmentations move boxes along with the image.
 
         canonical: (one split as read, data section) -> the split with the task's canonical columns, `image` first.
         label_map: (canonical splits, data section) -> LabelMap of all splits.
@@ -38,15 +39,24 @@ class Task:
         metrics: (LabelMap, canonical columns) -> the metrics that can choose the best checkpoint and are published,
             each with whether greater is better; the first is the default.
 
+        fit: (row, (height, width) of its decoded image) -> the row with targets that fit the image, and findings as
+            (code, name, reason); None where targets do not depend on the size.
         train_sample: (RGB uint8 image (H, W, 3), row, augment) -> image and targets, augmented together.
-        targets: (rows, LabelMap) -> the model's target inputs, as tensors.
+        targets: (rows, LabelMap) -> the model's target inputs, as tensors. Rows are what `train_sample` made, with
+            `valid` where a batch was padded (see `collate_train`); or those of a split, with `size`.
         metric: (LabelMap, canonical columns) -> an empty accumulator.
-        update: (accumulator, model outputs, rows, sample ids) -> None.
+        update: (accumulator, model outputs, rows, sample ids, image processor) -> None. A row's `size` is the (height,
+            width) of its image.
 
-        predict: (model outputs, model configuration, image sizes as (height, width)) -> one JSON-ready prediction per
-            image, what pipeline() answers for it.
-        truth: (row, LabelMap) -> a short text of the ground truth, or None.
+        arguments: (metrics of the validation split) -> the arguments that pipeline() is to be called with, kept with
+            the model.
+        predict: (model outputs, model configuration, image processor, image sizes as (height, width), arguments) ->
+            one JSON-ready prediction per image, what pipeline() answers for it.
+        export: (predictions by file, image sizes by file, LabelMap) -> {file name: JSON-ready content}, further forms
+            of the predictions.
+        truth: (row, LabelMap) -> the ground truth as `draw` takes it, or None.
         draw: (image, prediction, truth) -> picture.
+        tile: the edge in pixels of a picture on a sheet of many.
     """
 
     name: str
@@ -55,6 +65,7 @@ class Task:
     default_model: str
     augment: Sequence[str | dict[str, dict[str, Any] | None]]
     train_defaults: Mapping[str, Any]
+    boxes: bool
 
     canonical: Callable[[datasets.Dataset, DataConfig], datasets.Dataset]
     label_map: Callable[[Mapping[str, datasets.Dataset], DataConfig], Any]
@@ -63,11 +74,15 @@ class Task:
     model_fields: Callable[[Any, Sequence[str]], dict[str, Any]]
     metrics: Callable[[Any, Sequence[str]], Mapping[str, bool]]
 
+    fit: Callable[[Mapping[str, Any], tuple[int, int]], tuple[Mapping[str, Any], list[tuple[str, str, str]]]] | None
     train_sample: Callable[[np.ndarray, Mapping[str, Any], Any], dict[str, Any]]
     targets: Callable[[Sequence[Mapping[str, Any]], Any], dict[str, Any]]
     metric: Callable[[Any, Sequence[str]], Any]
-    update: Callable[[Any, Any, Sequence[Mapping[str, Any]], Sequence[Any]], None]
+    update: Callable[[Any, Any, Sequence[Mapping[str, Any]], Sequence[Any], Any], None]
 
-    predict: Callable[[Any, Any, Sequence[tuple[int, int]]], list[Any]]
-    truth: Callable[[Mapping[str, Any], Any], str | None]
-    draw: Callable[[PIL.Image.Image, Any, str | None], PIL.Image.Image]
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
+    predict: Callable[[Any, Any, Any, Sequence[tuple[int, int]], Mapping[str, Any]], list[Any]]
+    export: Callable[[Mapping[str, Any], Mapping[str, tuple[int, int]], Any], dict[str, Any]]
+    truth: Callable[[Mapping[str, Any], Any], Any]
+    draw: Callable[[PIL.Image.Image, Any, Any], PIL.Image.Image]
+    tile: int

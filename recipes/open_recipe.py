@@ -17,7 +17,7 @@ from cv_hf import publish
 from cv_hf.config import load_recipe
 from cv_hf.data import load_splits
 from cv_hf.inference import load_trained, score
-from cv_hf.models import build_model, freeze_backbone, pixel_map
+from cv_hf.models import build_model, freeze_backbone, pixel_map, resizer
 from cv_hf.tasks import get_task
 from cv_hf.training import (
     EvalSamples,
@@ -29,8 +29,10 @@ from cv_hf.training import (
     collate_train,
     data_seed,
     evaluate,
+    find_scales,
     recorder,
     resolve,
+    takes_mask,
     training_arguments,
 )
 from cv_hf.transforms import build_augment
@@ -47,7 +49,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
     if recipe.hub:
         publish.check_can_write(recipe.hub.repo_id)
 
-    # The data: canonical columns (image, label, file), contiguous label ids, what was found wrong.
+    # The data: the task's canonical columns, contiguous label ids, what was found wrong.
     splits = load_splits(recipe.data, task, seed=recipe.train.arguments["seed"])
     labels, columns = splits.labels, splits.train.column_names
 
@@ -67,9 +69,13 @@ def main(recipe_file: str, *overrides: str) -> dict:
 
     # Training transforms: augmentations that end at the model's size, then the processor's pixel values on the device.
     pixels = pixel_map(processor)
-    augment = build_augment(recipe.augment, pixels.size if pixels else None, data_seed(arguments))
-    if augment.size is None:
-        pixels = None  # nothing sets the size: each image goes through the whole processor instead
+    augment = build_augment(recipe.augment, pixels.size if pixels else None, data_seed(arguments), boxes=task.boxes)
+    # Boxes are relative to the image: where no augmentation sets the size, the processor's own resizing does.
+    resize = resizer(processor) if task.boxes and augment.size is None else None
+    if augment.size is None and resize is None:
+        pixels = None  # each image goes through the whole processor instead
+    # Each batch at a size of its own, if the model takes more than one.
+    scales = find_scales(model, pixels.size, recipe.train.multi_scale) if recipe.train.multi_scale and pixels else None
 
     # Evaluation: the saved processor and nothing else, streamed into counts.
     record = recorder(splits.findings, recipe.data.on_bad_sample)
@@ -85,16 +91,22 @@ def main(recipe_file: str, *overrides: str) -> dict:
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=TrainSamples(splits.train, task.train_sample, augment),
+        train_dataset=TrainSamples(splits.train, task.train_sample, augment, fit=task.fit, resize=resize),
         data_collator=partial(
-            collate_train, targets=task.targets, labels=labels, processor=None if pixels else processor
+            collate_train,
+            targets=task.targets,
+            labels=labels,
+            processor=None if pixels else processor,
+            masked=takes_mask(model),
         ),
-        eval_dataset=EvalSamples(splits.validation, processor),
+        eval_dataset=EvalSamples(splits.validation, processor, task.fit),
         score=stream,
         record=record,
         pixels=pixels,
         backbone_lr=recipe.train.backbone_lr,
         early_stopping=recipe.train.early_stopping,
+        ema=recipe.train.ema,
+        scales=scales,
         callbacks=[LogFile(folder / "log.jsonl"), Progress(metrics_known, recipe.train.batch_size, disable=False)],
     )
     trainer.train()
@@ -110,7 +122,9 @@ def main(recipe_file: str, *overrides: str) -> dict:
     metrics["findings"] = splits.findings.to_dict()
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
-    # The card, and the push: one commit.
+    # What pipeline() should be called with, as a score threshold; the card; and the push: one commit.
+    call = task.arguments(metrics["validation"])
+    publish.write_arguments(folder / "model", call)
     publish.write_card(
         folder / "model" / "README.md",
         recipe,
@@ -118,6 +132,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
         labels,
         metrics,
         columns=columns,
+        arguments=call,
         model_commit=model_commit,
         data_commit=splits.source.commit,
     )

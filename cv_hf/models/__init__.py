@@ -2,7 +2,7 @@
 
 from cv_hf.models.build import Built, LoadReport, build_model
 from cv_hf.models.parts import freeze_backbone, head_parameters
-from cv_hf.models.pixels import PixelMap, pixel_map
+from cv_hf.models.pixels import PixelMap, pixel_map, resizer
 
 __all__ = [
     "Built",
@@ -12,4 +12,5 @@ __all__ = [
     "freeze_backbone",
     "head_parameters",
     "pixel_map",
+    "resizer",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,26 @@ def pixel_map(processor: Any) -> PixelMap | None:
         offset=tuple(black.tolist()),
         channels=channels,
     )
+
+
+def resizer(processor: Any) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return what resizes a uint8 RGB image (H, W, 3) as the processor does, and does nothing else to it.
+
+    That is the processor itself with its pixel arithmetic and padding turned off. None when it cannot be so used.
+    """
+    off = {
+        name: False for name in ("do_rescale", "do_normalize", "do_pad", "do_convert_rgb") if hasattr(processor, name)
+    }
+
+    def resize(image: np.ndarray) -> np.ndarray:
+        values = processor(images=[image], input_data_format="channels_last", return_tensors="np", **off)
+        return np.ascontiguousarray(values["pixel_values"][0].transpose(1, 2, 0))
+
+    try:
+        tried = resize(np.full((40, 90, 3), 127, np.uint8))
+    except (TypeError, ValueError):
+        return None
+    return resize if tried.dtype == np.uint8 and tried.shape[2:] == (3,) else None
 
 
 def output_sizes(processor: Any, sizes: Iterable[tuple[int, int]] = _PROBE_SIZES) -> list[tuple[int, int]] | None:

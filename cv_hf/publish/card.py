@@ -18,6 +18,10 @@ from cv_hf.config import Recipe
 from cv_hf.data import LabelMap
 from cv_hf.task import Task
 
+_THRESHOLD = """
+This threshold has the best F1 (at IoU 0.5) over all classes on the validation split; `cv_hf.json` holds it, and the
+table below that of each class.
+"""
 # How the card's example names the model until a push gives it a repository.
 THIS_FOLDER = 'model="path/to/this/folder"'
 
@@ -32,6 +36,7 @@ def write_card(
     columns: Sequence[str],
     model_commit: str | None,
     data_commit: str | None,
+    arguments: Mapping[str, Any] = {},
 ) -> None:
     """Write a README.md with the Hub's metadata.
 
@@ -44,6 +49,7 @@ def write_card(
         columns: the canonical columns, which decide the metrics.
         model_commit: the base model's commit on the Hub, or None for a folder.
         data_commit: the dataset's commit on the Hub, or None for files.
+        arguments: what pipeline() is to be called with, found on the validation split.
     """
     split = "test" if "test" in metrics else "validation"
     # A metric is None where the split cannot tell it (no positive sample of any class).
@@ -60,6 +66,7 @@ def write_card(
         scores,
         model=_origin(recipe.model.id, model_commit),
         data=_origin(recipe.data.id, data_commit),
+        call="".join(f", {key}={value!r}" for key, value in arguments.items()),
     )
     path.write_text(f"---\n{metadata}\n---\n\n{body}", "utf-8")
 
@@ -126,6 +133,7 @@ def _body(
     *,
     model: str,
     data: str,
+    call: str,
 ) -> str:
     rows = "\n".join(f"| {text(metric)} | {value:.4f} |" for metric, value in scores.items())
     per_class = metrics[split].get("per_class", {})
@@ -154,9 +162,9 @@ def _body(
 from transformers import pipeline
 
 model = pipeline("{task.pipeline}", {THIS_FOLDER})
-print(model("photo.jpg"))
+print(model("photo.jpg"{call}))
 ```
-
+{_THRESHOLD if "threshold" in call else ""}
 ## Scores on the {split} split
 
 | metric | value |

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,16 @@ def save_model_folder(model: Any, processor: Any, task: str, labels: LabelMap, f
     return folder
 
 
+def write_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Add to the notes what pipeline() is to be called with: found by scoring, which needs the folder first."""
+    notes = {**read_notes(str(folder)), "pipeline": dict(arguments)}
+    partial = folder / f".{NOTES}.partial"
+    partial.write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / NOTES)
+
+
 def read_notes(model_id: str) -> dict[str, Any]:
-    """The notes kept beside the weights, {"task": ..., "labels": ...}; empty for models that cv_hf did not train.
+    """The notes kept beside the weights, {"task": ..., "labels": ..., "pipeline": arguments}; empty for models that cv_hf did not train.
 
     Raises:
         ModelError: the notes are there and cannot be read.

@@ -11,7 +11,7 @@ import torch
 from cv_hf.data import LabelMap, classification
 from cv_hf.metrics import Accumulator, MultiLabelAccumulator, SingleLabelAccumulator
 from cv_hf.task import Task
-from cv_hf.transforms import captioned
+from cv_hf.transforms import TILE, captioned
 
 # pipeline("image-classification") returns so many classes unless told otherwise.
 TOP_K = 5
@@ -57,7 +57,9 @@ def metric(labels: LabelMap, columns: Sequence[str]) -> Accumulator:
     return kind(labels.names)
 
 
-def update(accumulator: Accumulator, outputs: Any, rows: Sequence[Mapping[str, Any]], ids: Sequence[Any]) -> None:
+def update(
+    accumulator: Accumulator, outputs: Any, rows: Sequence[Mapping[str, Any]], ids: Sequence[Any], processor: Any
+) -> None:
     """Count one batch of model outputs against its rows."""
     logits = outputs.logits.float().cpu().numpy()
     if "labels" in rows[0]:
@@ -67,7 +69,9 @@ def update(accumulator: Accumulator, outputs: Any, rows: Sequence[Mapping[str, A
     accumulator.update(logits, references, ids)
 
 
-def predict(outputs: Any, config: Any, sizes: Sequence[tuple[int, int]]) -> list[list[dict[str, Any]]]:
+def predict(
+    outputs: Any, config: Any, processor: Any, sizes: Sequence[tuple[int, int]], arguments: Mapping[str, Any]
+) -> list[list[dict[str, Any]]]:
     """What pipeline("image-classification") answers: for each image its best classes, [{label, score}], best first."""
     logits = outputs.logits.float().cpu().numpy()
     if config.problem_type == "multi_label_classification" or logits.shape[1] == 1:
@@ -120,6 +124,7 @@ TASK = Task(
         {"HorizontalFlip": {"p": 0.5}},
         {"ColorJitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.0, "p": 0.8}},
     ),
+    boxes=False,
     train_defaults={
         "num_train_epochs": 10,
         "learning_rate": 1e-4,
@@ -133,11 +138,15 @@ TASK = Task(
     encode=classification.encode,
     model_fields=model_fields,
     metrics=metrics,
+    fit=None,
     train_sample=train_sample,
     targets=targets,
     metric=metric,
     update=update,
+    arguments=lambda metrics: {},
     predict=predict,
+    export=lambda predictions, sizes, labels: {},
     truth=truth,
     draw=draw,
+    tile=TILE,
 )

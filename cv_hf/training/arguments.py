@@ -60,8 +60,10 @@ def resolve(recipe: Recipe, task: Task) -> Recipe:
             raise RecipeError(f"train.{name} should be at least {least} (got {given[name]}).")
     if given.get("seed", 0) >= 2**32:
         raise RecipeError(f"train.seed should be below 2**32 (got {given['seed']}).")
-    own = {name: getattr(recipe.train, name) for name in TrainConfig.model_fields}
-    train = TrainConfig(**own, **{**COMMON, **task.train_defaults, **given})
+    defaults = {**TrainConfig().model_dump(), **COMMON, **task.train_defaults}
+    if recipe.model.freeze == "backbone":
+        defaults["backbone_lr"] = None
+    train = TrainConfig(**{**defaults, **recipe.train.given})
     augment = list(task.augment) if recipe.augment is None else recipe.augment
     evaluation = recipe.eval.model_copy(update={"batch_size": recipe.eval.batch_size or recipe.train.batch_size})
     run_dir = recipe.run_dir or f"runs/{recipe.task}"
@@ -101,8 +103,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
         )
     workers = given.get("dataloader_num_workers", _workers(devices, accelerated))
     best = "no" not in (given["eval_strategy"], given["save_strategy"])
-    if recipe.train.ema is not None:
-        raise RecipeError("train.ema is not built yet for this task; leave it null.")
+    if recipe.train.ema is not None and (given.get("fsdp") or given.get("deepspeed")):
+        raise RecipeError("train.ema: the average is kept whole on each device, which fsdp and deepspeed divide.")
     if recipe.train.early_stopping and not best:
         raise RecipeError("train.early_stopping needs evaluations and checkpoints: set eval_strategy, save_strategy.")
     values = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, send_to_device
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -50,7 +50,7 @@ def evaluate(
         targets=lambda rows: task.targets(rows, labels),
         progress=progress if state.is_main_process else None,
     ):
-        task.update(accumulator, outputs, group.rows, group.ids)
+        task.update(accumulator, outputs, group.rows, group.ids, samples.processor)
         if getattr(outputs, "loss", None) is not None:
             total_loss += float(outputs.loss) * len(group.ids)
             counted += len(group.ids)
@@ -94,9 +94,7 @@ def forward(
         ):
             on_findings(findings)
             for group in groups:
-                inputs = {name: value.to(device) for name, value in group.inputs.items()}
-                if targets is not None:
-                    inputs |= {name: value.to(device) for name, value in targets(group.rows).items()}
+                inputs = send_to_device({**group.inputs, **(targets(group.rows) if targets else {})}, device)
                 with torch.inference_mode():
                     outputs = model(**inputs)
                 yield group, outputs

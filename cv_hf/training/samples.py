@@ -19,6 +19,7 @@ from cv_hf.data import UnreadableImage, decode
 from cv_hf.errors import CvHfError
 from cv_hf.transforms.augment import Augment
 
+Fit = Callable[[Mapping[str, Any], tuple[int, int]], tuple[Mapping[str, Any], list[tuple[str, str, str]]]]
 # How many neighbours to try before a data set is taken to be unreadable as a whole.
 _SUBSTITUTES = 100
 
@@ -46,14 +47,27 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class TrainSamples(Dataset):
     """Augmented samples by (epoch, index).
 
+    `fit` is the task's: it makes a row's targets fit its decoded image. `resize`, where the augmentations do not end
+    at the model's size, brings an image to the size that the processor would give it.
+
     An image that cannot be decoded is replaced by the next one that can, so that batches keep their size; which one
     was passed over travels with the sample as a finding.
     """
 
-    def __init__(self, dataset: datasets.Dataset, train_sample: Callable[..., dict[str, Any]], augment: Augment):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        train_sample: Callable[..., dict[str, Any]],
+        augment: Augment,
+        *,
+        fit: Fit | None = None,
+        resize: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
         self.dataset = dataset
         self.train_sample = train_sample
         self.augment = augment
+        self.fit = fit
+        self.resize = resize
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -62,8 +76,7 @@ class TrainSamples(Dataset):
         index = key[1]
         findings: list[tuple[str, str, str]] = []
         for offset in range(min(len(self), _SUBSTITUTES)):
-            row = self.dataset[(index + offset) % len(self)]
-            image, found = _decoded(row)
+            image, row, found = _decoded(self.dataset[(index + offset) % len(self)], self.fit)
             findings += found
             if image is not None:
                 try:
@@ -71,35 +84,42 @@ class TrainSamples(Dataset):
                 except CvHfError as error:
                     # Raised in a worker, it would reach the user inside a traceback.
                     return {"findings": findings, "error": type(error)(f"{row['file']}: {error}")}
-                return {**sample, "findings": findings}
+                if self.resize is not None:
+                    sample["image"] = self.resize(sample["image"])
+                return {**sample, "file": row["file"], "findings": findings}
         return {"findings": findings}
 
 
 class EvalSamples(Dataset):
     """Samples by index, through the saved processor; an image that cannot be decoded is an item without inputs."""
 
-    def __init__(self, dataset: datasets.Dataset, processor: Any):
+    def __init__(self, dataset: datasets.Dataset, processor: Any, fit: Fit | None = None):
         self.dataset = dataset
         self.processor = processor
+        self.fit = fit
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.dataset[index]
-        image, findings = _decoded(row)
+        image, row, findings = _decoded(self.dataset[index], self.fit)
         item: dict[str, Any] = {"id": index, "findings": findings}
         if image is not None:
             item["inputs"] = {
                 name: value[0] for name, value in self.processor(images=image, return_tensors="pt").items()
             }
-            item["row"] = {name: value for name, value in row.items() if name != "image"}
-            item["size"] = (image.height, image.width)
+            size = (image.height, image.width)
+            item["row"] = {**{name: value for name, value in row.items() if name != "image"}, "size": size}
         return item
 
 
 def collate_train(
-    items: Sequence[Mapping[str, Any]], *, targets: Callable[..., dict[str, Any]], labels: Any, processor: Any = None
+    items: Sequence[Mapping[str, Any]],
+    *,
+    targets: Callable[..., dict[str, Any]],
+    labels: Any,
+    processor: Any = None,
+    masked: bool = False,
 ) -> dict[str, Any]:
     """Stack augmented samples.
 
@@ -109,9 +129,12 @@ def collate_train(
         labels: the LabelMap.
         processor: None when the samples stand at the model's size; `pixel_values` is then uint8 (B, 3, H, W), which
             the device turns into what the model takes. Otherwise the whole processor runs here.
+        masked: the model is told what is padding, so that targets stay relative to the image; else they are made
+            relative to the padded batch, by `valid`, the share (height, width) of it that is image.
 
     Returns:
-        the model's inputs and `findings`; or `error`, for the training process to raise.
+        the model's inputs, `files` and `findings`; or `error`, for the training process to raise. Images of several
+        sizes are padded at the bottom and on the right, and `pixel_mask` (B, H, W) is 1 where there is image.
     """
     findings = [finding for item in items for finding in item["findings"]]
     errors = [item["error"] for item in items if "error" in item]
@@ -122,23 +145,41 @@ def collate_train(
         return {"findings": findings}
     images = [sample["image"] for sample in samples]
     if processor is None:
-        inputs = {"pixel_values": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)}
+        sizes = [image.shape[:2] for image in images]
+        canvas = tuple(np.max(sizes, axis=0))
+        inputs = {"pixel_values": torch.from_numpy(_padded(images, canvas)).permute(0, 3, 1, 2)}
+        if masked or len(set(sizes)) > 1:
+            inputs["pixel_mask"] = torch.from_numpy(_padded([np.ones(size, np.int64) for size in sizes], canvas))
+        if not masked:
+            samples = [
+                {**sample, "valid": (height / canvas[0], width / canvas[1])}
+                for sample, (height, width) in zip(samples, sizes, strict=True)
+            ]
     else:
         inputs = dict(processor(images=images, return_tensors="pt"))
-    return {**inputs, **targets(samples, labels), "findings": findings}
+    files = [sample["file"] for sample in samples]
+    return {**inputs, **targets(samples, labels), "files": files, "findings": findings}
+
+
+def _padded(arrays: Sequence[np.ndarray], canvas: tuple[int, int]) -> np.ndarray:
+    """Stack arrays (H, W, ...) with zeros below and right of them."""
+    stacked = np.zeros((len(arrays), *canvas, *arrays[0].shape[2:]), arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[: array.shape[0], : array.shape[1]] = array
+    return stacked
 
 
 @dataclass
 class EvalGroup:
     """Samples of one processed shape, which can share a forward without padding.
 
-    An image's prediction must not depend on the others in its batch, so different shapes never meet.
+    An image's prediction must not depend on the others in its batch, so different shapes never meet. A row's `size` is
+    the (height, width) of its image before processing.
     """
 
     inputs: dict[str, torch.Tensor]
     rows: list[dict[str, Any]]
     ids: list[int]
-    sizes: list[tuple[int, int]]
 
 
 def collate_eval(items: Sequence[Mapping[str, Any]]) -> tuple[list[EvalGroup], list[tuple[str, str, str]]]:
@@ -156,7 +197,6 @@ def collate_eval(items: Sequence[Mapping[str, Any]]) -> tuple[list[EvalGroup], l
             },
             rows=[item["row"] for item in group],
             ids=[item["id"] for item in group],
-            sizes=[item["size"] for item in group],
         )
         for group in groups.values()
     ], findings
@@ -173,9 +213,13 @@ class _Keyed:
         return self.augment(self.key, image, **targets)
 
 
-def _decoded(row: Mapping[str, Any]) -> tuple[Any, list[tuple[str, str, str]]]:
+def _decoded(row: Mapping[str, Any], fit: Fit | None) -> tuple[Any, Mapping[str, Any], list[tuple[str, str, str]]]:
     try:
         image, codes = decode(row["image"])
     except UnreadableImage as error:
-        return None, [(error.code, row["file"], error.reason)]
-    return image, [(code, row["file"], "") for code in codes]
+        return None, row, [(error.code, row["file"], error.reason)]
+    findings = [(code, row["file"], "") for code in codes]
+    if fit is not None:
+        row, found = fit(row, (image.height, image.width))
+        findings += found
+    return image, row, findings

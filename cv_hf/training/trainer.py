@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -16,10 +17,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from cv_hf.errors import CvHfError, DataError, ModelError
+from cv_hf.errors import CvHfError, DataError, ModelError, RecipeError
 from cv_hf.models import PixelMap, head_parameters
 from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
+from cv_hf.training.ema import EMA, TRAINING_WEIGHTS
 from cv_hf.training.samples import EpochSampler, EvalSamples
+from cv_hf.training.scales import Scales
 
 
 class Trainer(transformers.Trainer):
@@ -31,6 +34,8 @@ class Trainer(transformers.Trainer):
         pixels: turns the uint8 `pixel_values` of a batch into what the model takes, on its device; None when the
             batches come from the processor.
         backbone_lr: learning rate of the backbone; None: that of the rest.
+        ema: decay of the moving average of the weights; None: no average.
+        scales: (least, greatest) factor of the input size, drawn for each batch; None: the size stays.
         early_stopping: evaluations without improvement before training ends; None: never.
     """
 
@@ -42,6 +47,8 @@ class Trainer(transformers.Trainer):
         pixels: PixelMap | None,
         backbone_lr: float | None,
         early_stopping: int | None,
+        ema: float | None = None,
+        scales: Scales | None = None,
         **trainer: Any,
     ):
         try:
@@ -52,6 +59,11 @@ class Trainer(transformers.Trainer):
         self.record = record
         self.pixels = pixels
         self.backbone_lr = backbone_lr
+        self.scales = scales
+        self.takes_mask = takes_mask(self.model)
+        self.ema = EMA(self.model, ema) if ema is not None else None
+        if self.ema is not None:
+            self.add_callback(self.ema)
         # Trainer takes a forward with **kwargs to scale its loss by `num_items_in_batch`; vision losses do not, and
         # accumulated gradients came out too large by the number of accumulation steps.
         self.model_accepts_loss_kwargs = False
@@ -107,8 +119,16 @@ class Trainer(transformers.Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
+        self._files = inputs.pop("files")
         if self.pixels is not None:
             inputs["pixel_values"] = self.pixels.apply(inputs["pixel_values"])
+            if "pixel_mask" in inputs:
+                # Processors pad after they normalize: with zeros, not with black.
+                inputs["pixel_values"] = inputs["pixel_values"] * inputs["pixel_mask"][:, None]
+                if not self.takes_mask:
+                    del inputs["pixel_mask"]
+        if self.scales is not None:
+            inputs = self.scales.apply(inputs, (data_seed(self.args), self.state.global_step))
         return inputs
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
@@ -117,13 +137,22 @@ class Trainer(transformers.Trainer):
         weight = _size(inputs) * self.current_gradient_accumulation_steps / self._samples_in_step
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if not torch.isfinite(loss.detach()).all():
-            raise DataError(f"the loss is not finite at step {self.state.global_step + 1}. Try a lower learning_rate.")
+            files = ", ".join(self._files[:8]) + (", ..." if len(self._files) > 8 else "")
+            raise DataError(
+                f"the loss is not finite at step {self.state.global_step + 1}, on {files}.\n"
+                "Try a lower train.learning_rate or train.bf16=false; if it is always on the same images, look at them."
+            )
         return (loss * weight, outputs) if return_outputs else loss * weight
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, Any]:
-        metrics = self.score(self.model, eval_dataset or self.eval_dataset)
+        if self.ema is None:
+            metrics = self.score(self.model, eval_dataset or self.eval_dataset)
+        else:
+            # The model that trains has the autocast within; its copy, made before, has not.
+            with self.accelerator.autocast():
+                metrics = self.score(self.ema.model, eval_dataset or self.eval_dataset)
         scalars = {
             f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, int | float)
         }
@@ -172,15 +201,23 @@ class Trainer(transformers.Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        if self.ema is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            self.ema.save(output_dir)
         # A pickle of the arguments, which the resolved recipe holds as text.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
+        elif self.ema is None:
             self.load_weights(resume_from_checkpoint)
+        elif (Path(resume_from_checkpoint) / TRAINING_WEIGHTS).is_file():
+            self.load_weights(resume_from_checkpoint)
+            self.ema.load(resume_from_checkpoint)
+        else:
+            raise RecipeError(f"{resume_from_checkpoint} was saved without train.ema; it cannot go on with it.")
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -272,6 +309,11 @@ class Progress(TrainerCallback):
 def newest_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint of a run, or None; a partial one does not have the name of a checkpoint."""
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def takes_mask(model: torch.nn.Module) -> bool:
+    """Whether a model is told which pixels of a batch are padding."""
+    return "pixel_mask" in inspect.signature(model.forward).parameters
 
 
 def _size(batch: dict[str, Any]) -> int:

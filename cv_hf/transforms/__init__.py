@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from cv_hf.transforms.augment import Augment, build_augment
-from cv_hf.transforms.pictures import captioned, contact_sheet
+from cv_hf.transforms.pictures import TILE, captioned, contact_sheet, draw_boxes
 
-__all__ = ["Augment", "build_augment", "captioned", "contact_sheet"]
+__all__ = ["TILE", "Augment", "build_augment", "captioned", "contact_sheet", "draw_boxes"]

@@ -26,6 +26,8 @@ import cv2
 # Loader workers are the parallelism; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(0)
 
+# Of a box cut by a crop: less than this share of it, and it no longer shows what it is.
+MIN_VISIBILITY = 0.1
 # Where the processor will resize anyhow, a crop keeps enough pixels for it to choose from.
 _BEFORE_PROCESSOR = (256, 256)
 
@@ -35,12 +37,26 @@ class Augment:
 
     Attributes:
         size: (height, width) that every image ends at, or None when the list has no operation that sets a size.
+        boxes: whether boxes move along; each call is then given `bboxes` (n, 4), absolute xyxy.
     """
 
-    def __init__(self, transforms: Sequence[A.BasicTransform], size: tuple[int, int] | None, seed: int):
+    def __init__(
+        self, transforms: Sequence[A.BasicTransform], size: tuple[int, int] | None, seed: int, boxes: bool = False
+    ):
         self.size = size
         self.seed = seed
-        self._compose = A.Compose(transforms)
+        # Rounding can put a box at the border outside by a millionth, at which albumentations fails.
+        params = A.BboxParams(
+            "pascal_voc",
+            label_fields=["indices"],
+            min_visibility=MIN_VISIBILITY,
+            min_width=1,
+            min_height=1,
+            clip=True,
+            filter_invalid_bboxes=True,
+        )
+        self._compose = A.Compose(transforms, bbox_params=params if boxes else None)
+        self.boxes = boxes
 
     def __call__(self, key: tuple[int, int], image: np.ndarray, **targets: Any) -> dict[str, Any]:
         """Augment one sample.
@@ -49,7 +65,13 @@ class Augment:
             key: (epoch, sample index), which alone with the seed decides what is drawn.
             image: uint8 RGB, (H, W, 3).
             targets: what albumentations moves together with the image (mask, bboxes, ...).
+
+        Returns:
+            the image and the targets. With `bboxes` also `indices` (m,): which of the boxes given each one is, since
+            those of which less than a tenth is left in the image go.
         """
+        if self.boxes:
+            targets["indices"] = list(range(len(targets["bboxes"])))
         generator = np.random.default_rng((self.seed, *key))
         self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         try:
@@ -72,7 +94,10 @@ class Augment:
 
 
 def build_augment(
-    names: Sequence[str | dict[str, dict[str, Any] | None]], size: tuple[int, int] | None, seed: int
+    names: Sequence[str | dict[str, dict[str, Any] | None]],
+    size: tuple[int, int] | None,
+    seed: int,
+    boxes: bool = False,
 ) -> Augment:
     """Build the pipeline that a recipe names.
 
@@ -81,6 +106,7 @@ def build_augment(
             `size`.
         size: (height, width) of the model's input; None where only the processor itself can make that input.
         seed: the run's seed.
+        boxes: whether boxes move along.
 
     Raises:
         RecipeError: a name that albumentations does not have, or arguments that it refuses.
@@ -114,11 +140,12 @@ def build_augment(
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"augment: {name}: {reason[:200]}") from None
-    augment = Augment(transforms, size if ends_at_size else None, seed)
+    augment = Augment(transforms, size if ends_at_size else None, seed, boxes)
     # What cannot work is said now, not by a loader worker in the middle of training.
     height, width = size or _BEFORE_PROCESSOR
     for trial, shape in enumerate([(height + 9, 2 * width), (2 * height, width + 9)] * 6):
-        augment((0, trial), np.full((*shape, 3), 127, np.uint8))
+        targets = {"bboxes": np.array([[3.0, 4.0, 20.0, 30.0]])} if boxes else {}
+        augment((0, trial), np.full((*shape, 3), 127, np.uint8), **targets)
     return augment
 
 

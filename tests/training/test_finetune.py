@@ -193,7 +193,7 @@ def test_a_processor_without_a_pixel_map_runs_whole(recipe):
         ({"train": {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 2, "save_strategy": "steps"}}, "train:"),
         ({"train": {"optim": "no-such-optimizer"}}, "train:"),
         ({"train": {"bf16": True, "fp16": True}}, "train:"),
-        ({"train": {"ema": 0.99}}, "train.ema"),
+        ({"train": {"ema": 0.99, "fsdp": "full_shard"}}, "train.ema"),
         ({"train": {"gradient_accumulation_steps": 0}}, "should be at least 1"),
         ({"train": {"dataloader_num_workers": -1}}, "should be at least 0"),
         ({"train": {"seed": -1}}, "should be at least 0"),
