@@ -9,10 +9,13 @@ from cv_hf.metrics.classification import (
     MultiLabelMetric,
     SingleLabelAccumulator,
 )
+from cv_hf.metrics.detection import DetectionAccumulator, DetectionMetric
 
 __all__ = [
     "Accumulator",
     "ClassificationMetric",
+    "DetectionAccumulator",
+    "DetectionMetric",
     "MultiLabelAccumulator",
     "MultiLabelMetric",
     "SampleRecords",

@@ -1,0 +1,393 @@
+"""COCO's metrics of object detection (Lin et al., "Microsoft COCO: Common Objects in Context", 2014).
+
+The numbers are those of pycocotools, the reference implementation; matching and precision-recall curves are computed by
+faster-coco-eval, which does the same in C++. Where pycocotools says -1, since no ground truth defines a number, it is
+None here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import numpy as np
+from faster_coco_eval import faster_eval_api_cpp as evaluator
+from faster_coco_eval.core import mask
+
+from cv_hf.errors import DataError
+from cv_hf.metrics.base import StreamingMetric, plain_ids, to_numpy
+from cv_hf.metrics.classification import _check_mergeable, _checked
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
+RECALL_THRESHOLDS = np.linspace(0, 1, 101).tolist()
+# In pixels of the original image, both ends included.
+AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+# How many detections of an image and class count, the best ones.
+MAX_DETECTIONS = (1, 10, 100)
+
+# Columns of equal length. Not a structured array: NumPy 2.4.6 corrupts memory when it concatenates those that hold
+# float32 boxes with those that hold float64 boxes.
+Rows = dict[str, np.ndarray]
+
+
+class DetectionAccumulator:
+    """COCO's average precision and recall of boxes, and the score thresholds with the best F1.
+
+    Kept per sample: id, objects, and of each class the at most 100 best detections, which are all that COCO counts
+    (24 bytes each for float32 boxes and scores). Samples rank by id where scores are equal, so that the result does not
+    depend on who counted which sample.
+
+    Args:
+        label_names: the name of each class id, all different.
+    """
+
+    def __init__(self, label_names: Sequence[str]) -> None:
+        self.label_names = _checked(label_names)
+        # Of each sample, the number of its invalid predictions; its place here is `image` in the rows.
+        self._invalid: dict[Hashable, int] = {}
+        self._detections: list[Rows] = []
+        self._objects: list[Rows] = []
+
+    def update(
+        self,
+        predictions: Sequence[Mapping[str, Any]],
+        references: Sequence[Mapping[str, Any]],
+        sample_ids: Iterable[Hashable],
+    ) -> None:
+        """Count one batch; the three have one entry per image.
+
+        A prediction with a NaN or an infinity is dropped and counted in `num_invalid`.
+
+        Args:
+            predictions: {`boxes` (n, 4), xyxy in pixels of the original image, `scores` (n,), `labels` (n,), integer
+                class ids} as `post_process_object_detection` gives them, best with a threshold of 0.
+            references: {`bbox` (m, 4), xywh in pixels of the original image, `category` (m,), class ids, `area` (m,),
+                width times height where it is missing, `iscrowd` (m,), false where it is missing}, the ground truth.
+            sample_ids: one per image, (batch,).
+
+        Raises:
+            DataError: lengths that do not fit, a class id outside 0 ... num_labels - 1, or a ground truth box with a
+                NaN or an infinity.
+        """
+        ids = plain_ids(sample_ids)
+        if not len(predictions) == len(references) == len(ids):
+            raise DataError(f"{len(ids)} sample ids for {len(predictions)} predictions and {len(references)} samples.")
+        if not ids:
+            return
+        detections, invalid = self._best_detections(predictions)
+        self._add(ids, invalid, detections, self._ground_truth(references))
+
+    def merge(self, other: DetectionAccumulator) -> None:
+        """Count the other's samples, except those whose id is known here.
+
+        Raises:
+            DataError: the other is of another kind or has other label names.
+        """
+        _check_mergeable(self, other, "label_names")
+        if len(other):
+            detections, objects = _concatenate(other._detections), _concatenate(other._objects)
+            self._add(list(other._invalid), list(other._invalid.values()), detections, objects)
+
+    def compute(self) -> dict[str, Any]:
+        """Return the metric as JSON-ready values.
+
+        Keys: `map`, the average precision (AP) averaged over IoU thresholds 0.50, 0.55 ... 0.95 and classes; `map_50`
+        and `map_75`, at one IoU threshold; `map_small`, `map_medium`, `map_large`, of objects up to 32 x 32 pixels, up
+        to 96 x 96, and above; `mar_1`, `mar_10`, `mar_100`, the average recall (AR) with so many detections per image
+        and class; `mar_small`, `mar_medium`, `mar_large`; `threshold` and `f1`, all classes pooled; `num_samples`;
+        `num_objects` (crowd regions apart); `num_invalid` (predictions with a NaN or infinity); `per_class` {name:
+        {map, map_50, mar_100, objects, threshold, f1}}.
+
+        `threshold` is such that the detections with `score > threshold` have the best F1 at IoU 0.5 (of several such,
+        the highest), matched as COCO does it: greedily, by descending score; what falls on a crowd region does not
+        count. It is None without any true positive.
+
+        A class without objects has no AP, AR or F1: they are None and left out of the means. So is a mean over no
+        class, such as `map_small` without small objects.
+
+        Raises:
+            DataError: no sample was counted.
+        """
+        if not len(self):
+            raise DataError("no sample was evaluated, so there is no metric; is the split empty?")
+        ranks = _ranks(list(self._invalid))
+        classes = range(len(self.label_names))
+        detections = _by_class(_concatenate(self._detections), ranks, len(classes))
+        objects = _by_class(_concatenate(self._objects), ranks, len(classes))
+        # Axes: class, IoU threshold, recall threshold (precision only), area, number of detections.
+        counts = (len(classes), len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(AREAS), len(MAX_DETECTIONS))
+        precision, recall = np.full(counts, -1.0), np.full(counts[:2] + counts[3:], -1.0)
+        outcomes = [np.empty(0, np.int8) for _ in classes]
+        for index in classes:
+            if len(detections[index]["image"]) or len(objects[index]["image"]):
+                precision[index], recall[index], outcomes[index] = _evaluate(detections[index], objects[index])
+
+        result: dict[str, Any] = {
+            "map": _mean(precision[:, :, :, 0, -1]),
+            "map_50": _mean(precision[:, 0, :, 0, -1]),
+            "map_75": _mean(precision[:, 5, :, 0, -1]),
+        }
+        sizes = list(AREAS)[1:]
+        result |= {f"map_{size}": _mean(precision[:, :, :, area, -1]) for area, size in enumerate(sizes, 1)}
+        result |= {f"mar_{most}": _mean(recall[:, :, 0, index]) for index, most in enumerate(MAX_DETECTIONS)}
+        result |= {f"mar_{size}": _mean(recall[:, :, area, -1]) for area, size in enumerate(sizes, 1)}
+        scores = [rows["score"] for rows in detections]
+        positives = [int((~rows["crowd"]).sum()) for rows in objects]
+        threshold, f1 = _best_f1(np.concatenate(scores), np.concatenate(outcomes), sum(positives))
+        result |= {"threshold": threshold, "f1": f1, "num_samples": len(self), "num_objects": sum(positives)}
+        result["num_invalid"] = sum(self._invalid.values())
+        result["per_class"] = {}
+        for index, name in enumerate(self.label_names):
+            threshold, f1 = _best_f1(scores[index], outcomes[index], positives[index])
+            result["per_class"][name] = {
+                "map": _mean(precision[index, :, :, 0, -1]),
+                "map_50": _mean(precision[index, 0, :, 0, -1]),
+                "mar_100": _mean(recall[index, :, 0, -1]),
+                "objects": positives[index],
+                "threshold": threshold,
+                "f1": f1,
+            }
+        return result
+
+    def __len__(self) -> int:
+        return len(self._invalid)
+
+    def _best_detections(self, predictions: Sequence[Mapping[str, Any]]) -> tuple[Rows, list[int]]:
+        """The detections that can count, by image, class and descending score; and the invalid ones of each image."""
+        rows = {
+            "label": _column(predictions, "labels", np.int64),
+            "score": _column(predictions, "scores", np.float32),
+            "box": _column(predictions, "boxes", np.float32, width=4),
+        }
+        rows["image"] = self._checked_images(rows, [len(entry["scores"]) for entry in predictions], "predictions")
+        valid = np.isfinite(rows["score"]) & np.isfinite(rows["box"]).all(axis=1)
+        invalid = np.bincount(rows["image"][~valid], minlength=len(predictions)).tolist()
+        rows = _take(rows, valid)
+        rows = _take(rows, np.lexsort((-rows["score"], rows["label"], rows["image"])))
+        group = rows["image"].astype(np.int64) * len(self.label_names) + rows["label"]
+        place = np.arange(len(group)) - np.searchsorted(group, group)
+        return _take(rows, place < MAX_DETECTIONS[-1]), invalid
+
+    def _ground_truth(self, references: Sequence[Mapping[str, Any]]) -> Rows:
+        lengths = [len(entry["category"]) for entry in references]
+        default = {
+            "area": [np.full(length, np.nan) for length in lengths],
+            "iscrowd": [np.zeros(length, bool) for length in lengths],
+        }
+        references = [
+            {**{name: values[index] for name, values in default.items()}, **entry}
+            for index, entry in enumerate(references)
+        ]
+        rows = {
+            "label": _column(references, "category", np.int64),
+            "box": _column(references, "bbox", np.float64, width=4),
+            "area": _column(references, "area", np.float64),
+            "crowd": _column(references, "iscrowd", np.int64).astype(bool),
+        }
+        rows["image"] = self._checked_images(rows, lengths, "references")
+        if not np.isfinite(rows["box"]).all():
+            raise DataError("references hold a box with a NaN or an infinity.")
+        rows["area"] = np.where(np.isnan(rows["area"]), rows["box"][:, 2] * rows["box"][:, 3], rows["area"])
+        return rows
+
+    def _checked_images(self, rows: Rows, lengths: Sequence[int], name: str) -> np.ndarray:
+        """The place in the batch of each row's image, if the columns fit each other and the label names."""
+        if any(len(column) != sum(lengths) for column in rows.values()):
+            raise DataError(f"{name} hold boxes, classes and the like of different numbers.")
+        outside = (rows["label"] < 0) | (rows["label"] >= len(self.label_names))
+        if outside.any():
+            wrong = rows["label"][outside][0]
+            raise DataError(f"{name} hold class id {wrong}, outside 0 ... {len(self.label_names) - 1}.")
+        rows["label"] = rows["label"].astype(np.int32)
+        return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+
+    def _add(self, ids: Sequence[Hashable], invalid: Sequence[int], detections: Rows, objects: Rows) -> None:
+        """Keep what belongs to new ids; `image` of the rows is a place in `ids`."""
+        places = np.full(len(ids), -1, np.int32)
+        for position, sample_id in enumerate(ids):
+            if sample_id not in self._invalid:
+                places[position] = len(self._invalid)
+                self._invalid[sample_id] = invalid[position]
+        for kept, rows in ((self._detections, detections), (self._objects, objects)):
+            rows = {**rows, "image": places[rows["image"]]}
+            kept.append(_take(rows, rows["image"] >= 0))
+
+
+class DetectionMetric(StreamingMetric):
+    """Object detection as an evaluate.Metric; see DetectionAccumulator for inputs and results.
+
+    metric = DetectionMetric(["cat", "dog"])
+    metric.add_batch(predictions=processor.post_process_object_detection(...), references=rows["objects"])
+    metric.compute()["map"]
+    """
+
+    def __init__(self, label_names: Sequence[str]) -> None:
+        numbers = datasets.List(datasets.Value("float64"))
+        super().__init__(
+            partial(DetectionAccumulator, label_names),
+            description="COCO's average precision and recall, and the score thresholds with the best F1.",
+            citation=CITATION,
+            features=datasets.Features(
+                predictions={
+                    "boxes": datasets.List(datasets.List(datasets.Value("float32"))),
+                    "scores": datasets.List(datasets.Value("float32")),
+                    "labels": datasets.List(datasets.Value("int64")),
+                },
+                references={
+                    "bbox": datasets.List(numbers),
+                    "category": datasets.List(datasets.Value("int64")),
+                    "area": numbers,
+                    "iscrowd": datasets.List(datasets.Value("bool")),
+                },
+            ),
+            inputs_description="predictions, of each image: boxes (n, 4), xyxy in pixels, scores (n,), labels (n,); "
+            "references, of each image: bbox (m, 4), xywh in pixels, category (m,), area (m,), iscrowd (m,).",
+        )
+
+
+CITATION = """@inproceedings{lin2014microsoft,
+  title={Microsoft {COCO}: Common Objects in Context},
+  author={Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James and Perona, Pietro and Ramanan, Deva and
+    Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
+  booktitle={European Conference on Computer Vision},
+  year={2014}
+}"""
+
+
+def _column(entries: Sequence[Mapping[str, Any]], name: str, dtype: type, width: int | None = None) -> np.ndarray:
+    """One column of all images' entries, of the dtype or a wider one of its kind; (rows,) or (rows, width)."""
+    arrays = [np.asarray(to_numpy(entry[name])) for entry in entries]
+    arrays = [array for array in arrays if array.size]
+    shape = (-1,) if width is None else (-1, width)
+    if any(array.ndim != len(shape) or array.shape[1:] != shape[1:] for array in arrays):
+        raise DataError(f"{name} of each image must have the shape {'(n,)' if width is None else f'(n, {width})'}.")
+    column = np.concatenate(arrays) if arrays else np.empty((0, *shape[1:]), dtype)
+    if dtype is np.int64:
+        if column.dtype.kind not in "iub":
+            raise DataError(f"{name} must be integers, not {column.dtype}.")
+        return column.astype(np.int64)
+    # None becomes NaN.
+    column = column.astype(np.float64) if column.dtype.kind not in "f" else column
+    return column.astype(np.result_type(column, dtype), copy=False)
+
+
+def _take(rows: Rows, index: np.ndarray) -> Rows:
+    return {name: column[index] for name, column in rows.items()}
+
+
+def _concatenate(parts: Sequence[Rows]) -> Rows:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _ranks(ids: Sequence[Hashable]) -> np.ndarray:
+    """The place of each id in sorted order, (ids,); ids that do not compare, by what they look like."""
+    try:
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+    except TypeError:
+        order = sorted(range(len(ids)), key=lambda index: repr(ids[index]))
+    ranks = np.empty(len(ids), np.int64)
+    ranks[order] = np.arange(len(ids))
+    return ranks
+
+
+def _by_class(rows: Rows, ranks: np.ndarray, classes: int) -> list[Rows]:
+    """The rows of each class, by the rank of their image and otherwise in the order in which they are."""
+    rows = {**rows, "image": ranks[rows["image"]]}
+    rows = _take(rows, np.lexsort((rows["image"], rows["label"])))
+    bounds = np.searchsorted(rows["label"], np.arange(classes + 1))
+    return [_take(rows, slice(start, end)) for start, end in pairwise(bounds)]
+
+
+def _evaluate(detections: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """COCO's evaluation of one class; detections by image and descending score, objects by image.
+
+    Returns:
+        precision (IoU thresholds, recall thresholds, areas, numbers of detections), recall, the same without recall
+        thresholds, and what each detection (n,) is at IoU 0.5: 1 a true positive, 0 a false one, -1 neither.
+    """
+    images = np.union1d(detections["image"], objects["image"])
+    boxes = detections["box"].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    # The evaluator takes an id of 0 for no match; otherwise ids do not matter.
+    found = [
+        {"id": 1, "score": score, "area": area}
+        for score, area in zip(detections["score"].tolist(), (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True)
+    ]
+    crowd = objects["crowd"].tolist()
+    sought = [
+        {"id": 1, "area": area, "iscrowd": flag, "ignore": flag}
+        for area, flag in zip(objects["area"].tolist(), crowd, strict=True)
+    ]
+    # Of each image, the slices of its detections and objects.
+    cells = [
+        [slice(*bounds) for bounds in pairwise([*np.searchsorted(rows["image"], images).tolist(), len(rows["image"])])]
+        for rows in (detections, objects)
+    ]
+    ious = [
+        [mask.iou(boxes[own], objects["box"][true], crowd[true]).tolist()]
+        if own.stop > own.start and true.stop > true.start
+        else [[]]
+        for own, true in zip(*cells, strict=True)
+    ]
+    stores = []
+    for entries, slices in zip((found, sought), cells, strict=True):
+        store = evaluator.Dataset()
+        store.load_tuple((len(slices), [(image, 0, entries[part]) for image, part in enumerate(slices)]))
+        stores.append(store)
+    image_ids = list(range(len(images)))
+    evaluations = evaluator.COCOevalEvaluateImages(
+        list(AREAS.values()), MAX_DETECTIONS[-1], IOU_THRESHOLDS, ious, stores[1], stores[0], image_ids, [0], True
+    )
+    parameters = SimpleNamespace(
+        iouThrs=IOU_THRESHOLDS,
+        recThrs=RECALL_THRESHOLDS,
+        areaRng=list(AREAS.values()),
+        maxDets=list(MAX_DETECTIONS),
+        imgIds=image_ids,
+        catIds=[0],
+        useCats=1,
+    )
+    curves = evaluator.COCOevalAccumulate(parameters, evaluations)
+    outcomes: list[int] = []
+    # One per area and image, areas outside; the state's first lines are those of the lowest IoU threshold.
+    for evaluation, own in zip(evaluations, cells[0], strict=False):
+        matches, _, _, _, ignored, _ = evaluation.__getstate__()
+        count = own.stop - own.start
+        outcomes += [-1 if out else int(match > 0) for match, out in zip(matches[:count], ignored[:count], strict=True)]
+    return curves["precision"][:, :, 0], curves["recall"][:, 0], np.array(outcomes, np.int8)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else None
+
+
+def _best_f1(scores: np.ndarray, outcomes: np.ndarray, positives: int) -> tuple[float | None, float | None]:
+    """The highest threshold with the best F1, and that F1, of detections (n,) in any order and `positives` objects."""
+    if positives == 0:
+        return None, None
+    order = np.argsort(-scores)
+    ranked, outcomes = scores[order].astype(np.float64), outcomes[order]
+    hits, counted = np.cumsum(outcomes == 1), np.cumsum(outcomes >= 0)
+    if not len(hits) or hits[-1] == 0:
+        return None, 0.0
+    # A threshold keeps all detections of a score or none.
+    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+    f1 = 2 * hits[ends] / (counted[ends] + positives)
+    best = ends[f1.argmax()]
+    kept = float(ranked[best])
+    dropped = float(ranked[best + 1]) if best + 1 < len(ranked) else min(0.0, kept - 1)
+    return _between(dropped, kept), float(f1.max())
+
+
+def _between(dropped: float, kept: float) -> float:
+    """A short number t near the middle with kept > t and not dropped > t, in float64 and in float32."""
+    for digits in range(2, 10):
+        middle = round((dropped + kept) / 2, digits)
+        if all(dropped <= value < kept for value in (middle, float(np.float32(middle)))):
+            return middle
+    return dropped
