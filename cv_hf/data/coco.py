@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from cv_hf.errors import DataError
 # What COCO itself keeps beside its instances_*.json.
 _OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 _TRIED = 50
+# In valid JSON a key is never within a string, and a list of numbers in an object ends at its last bracket.
+_POLYGONS = re.compile(r'("segmentation"\s*:\s*)(\[[\[\]\s\d.,eE+-]*\])')
 
 
 def read(
@@ -64,10 +68,11 @@ def read(
     names: dict[int | str, str] = {}
     used: set[int | str] = set()
     splits = {}
-    for split, file in files.items():
-        content = _load(file, root)
-        _merge_categories(names, content, relative_name(str(file), root))
-        splits[split] = _read_split(content, file, split, root, base, used, findings, on_bad_sample)
+    with _collector_off():
+        for split, file in files.items():
+            content = _load(file, root)
+            _merge_categories(names, content, relative_name(str(file), root))
+            splits[split] = _read_split(content, file, split, root, base, used, findings, on_bad_sample)
     return Source(id, "coco", splits, root=root, labels=_label_map(names, used))
 
 
@@ -145,6 +150,18 @@ def looks_like_coco(path: Path) -> bool:
     return coco or (keys is None and all(f'"{key}"' in start for key in ("annotations", "image_id", "category_id")))
 
 
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """A million new objects, none of them garbage, would be looked through again and again: half of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _root_of_file(path: Path) -> Path:
     """The dataset's folder: that of the file, or the one above `annotations` and above the folder of a split."""
     folder = path.parent
@@ -164,11 +181,12 @@ def _split_of(path: Path, root: Path) -> str | None:
 
 
 def _load(path: Path, root: Path) -> dict[str, Any]:
-    """Parse one file; polygons and masks, most of its size, are let go while it is parsed."""
+    """Parse one file. Polygons, most of its size, stay text, and are let go at once where there is a bbox."""
     name = relative_name(str(path), root)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text, object_hook=_without_segmentation)
+        text = _POLYGONS.sub(r'\1"\2"', path.read_text(encoding="utf-8-sig"))
+        # A string that was many lines holds line feeds, which `strict` refuses.
+        content = json.loads(text, object_hook=_without_segmentation, strict=False)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
@@ -337,8 +355,9 @@ def _box(annotation: Any, categories: set[int | str]) -> tuple[tuple[float, ...]
 def _around(segmentation: Any) -> tuple[tuple[float, ...] | None, str]:
     """The box around the polygons [[x1, y1, x2, y2, ...], ...]."""
     try:
+        segmentation = json.loads(segmentation) if isinstance(segmentation, str) else segmentation
         polygons = [list(map(float, polygon)) for polygon in segmentation if not isinstance(polygon, str)]
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         polygons = []
     if not polygons or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
         return None, "it has neither a bbox nor a polygon"
