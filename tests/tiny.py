@@ -440,7 +440,10 @@ def _stir(model: torch.nn.Module) -> None:
         if parameter.requires_grad:  # D-FINE keeps constants of its loss as parameters
             parameter.add_(0.05 * torch.randn_like(parameter))
     for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if getattr(module, "running_mean", None) is not None:  # frozen ones as well
+            if module.weight is not None:
+                # RT-DETR and its kin begin near 0, through which nothing of the image passes.
+                module.weight.copy_(1 + 0.1 * torch.randn_like(module.weight))
             module.running_mean.add_(0.1 * torch.randn_like(module.running_mean))
             module.running_var.mul_(1 + 0.1 * torch.rand_like(module.running_var))
 

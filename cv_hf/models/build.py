@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +32,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 
 from cv_hf.config import ModelConfig
 from cv_hf.errors import CvHfError, HubError, ModelError, causes, did_you_mean
+from cv_hf.models import detection
 from cv_hf.models.image_size import change_image_size
 from cv_hf.models.parts import output_parameters, outside_backbone
 
@@ -82,7 +85,7 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
         fields: what the task sets in the model's configuration, for instance id2label and label2id.
 
     Raises:
-        ModelError: no such model, one of another task, or weights that do not fit it.
+        ModelError: no such model, one of another task, one that cannot be trained, or weights that do not fit it.
         HubError: the Hub could not be reached or failed.
     """
     with _readable_errors(model):
@@ -92,26 +95,39 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
         loader = _model_class(model, config, auto_class)
         _fetch(model, commit)
         processor = AutoImageProcessor.from_pretrained(model.id, **source)
-        old_labels = _labels(config)
+        is_detector = auto_class == "AutoModelForObjectDetection"
+        if is_detector:
+            detection.check_processor(processor, config, model.id)
+            detection.set_as_trained(config, model.config)
+        original = copy.deepcopy(config)
         _apply(config, model.config, fields)
+        load = partial(
+            loader.from_pretrained,
+            model.id,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **source,
+        )
         with _quiet():
-            loaded, info = loader.from_pretrained(
-                model.id,
-                config=config,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-                **source,
-            )
+            loaded, info = load(config=config)
+            is_two_stage = detection.is_two_stage(config) and detection.is_two_stage(original)
+            scorer = detection.first_stage_scorer(load(config=original)[0]) if is_two_stage else None
     outputs = output_parameters(loaded)
     if "id2label" in fields and not outputs:
         raise ModelError(f"{model.id}: {type(loaded).__name__} has no output layer of one value per class to replace.")
     report = _check(loaded, info, model.id, outputs | outside_backbone(loaded))
-    if len(old_labels) == loaded.config.num_labels and old_labels != _labels(loaded.config):
+    if len(_labels(original)) == loaded.config.num_labels and _labels(original) != _labels(loaded.config):
         report = _renew(loaded, outputs, report)
+    if is_detector:
+        detection.initialize_outputs(loaded, outputs & set(report.new))
+        if scorer is not None:
+            detection.restore_first_stage_scorer(loaded, scorer)
     if model.image_size is not None:
         loaded, processor = change_image_size(loaded, processor, model.image_size)
+    if is_detector:
+        detection.mend(loaded)
     return Built(loaded, processor, report, commit)
 
 
@@ -128,6 +144,7 @@ def _model_class(model: ModelConfig, config: PreTrainedConfig, auto_class: str) 
     auto = getattr(transformers, auto_class)
     if model.trust_remote_code and auto_class in getattr(config, "auto_map", {}):
         return auto
+    detection.refuse_untrainable(config, model.id)
     mapping = auto._model_mapping
     if type(config) not in mapping:
         known = sorted(config_class.model_type for config_class in mapping)

@@ -29,7 +29,8 @@ def backbone_name(model: PreTrainedModel) -> str:
     That is the pretrained image encoder that a detector or a segmenter was built around, else the model's base model.
     """
     for name, module in model.named_modules():
-        if name and isinstance(module, BackboneMixin):
+        # DETR and its kin keep of timm's backbone the bare module.
+        if name and (isinstance(module, BackboneMixin) or type(module).__module__.startswith("timm.models.")):
             return name
     return next((name for name, module in model.named_modules() if module is model.base_model), "")
 
