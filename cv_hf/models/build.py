@@ -127,6 +127,7 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
     if model.image_size is not None:
         loaded, processor = change_image_size(loaded, processor, model.image_size)
     if is_detector:
+        detection.check_made_sizes(processor, loaded.config, model.id)
         detection.mend(loaded)
     return Built(loaded, processor, report, commit)
 

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 
 from cv_hf.errors import ModelError
 from cv_hf.models.parts import backbone_name
+from cv_hf.models.pixels import output_sizes
 
 # Their last class is "no object" and their scores a softmax; all others give a sigmoid for every class.
 _WITH_NO_OBJECT = ("detr", "table-transformer", "yolos")
@@ -50,9 +51,62 @@ def set_as_trained(config: PreTrainedConfig, chosen: Collection[str]) -> None:
     if config.model_type == "deformable_detr":
         # main.py of github.com/fundamentalvision/Deformable-DETR: --set_cost_class 2
         fields["class_cost"] = 2
+    for name in ("eval_size", "anchor_image_size"):
+        # RT-DETR and its kin leave out positions in evaluation mode, which they were trained with, once one is set, and
+        # take anchors of that size alone; without they make both for the image that they are given.
+        if getattr(config, name, None) is not None:
+            fields[name] = None
     for name, value in fields.items():
         if name not in chosen:
             setattr(config, name, value)
+
+
+def is_detector(config: PreTrainedConfig) -> bool:
+    """Whether Transformers has a detector of this configuration and was asked for it."""
+    return config.model_type in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+
+
+def is_square_only(config: PreTrainedConfig) -> bool:
+    """Whether oblong images would be taken apart wrongly.
+
+    RF-DETR's `window_partition` reads the grid of patches (height, width) as (width, height) in windows.
+    """
+    return config.model_type == "rf_detr" and config.backbone_config.num_windows > 1
+
+
+def check_made_sizes(processor: Any, config: PreTrainedConfig, name: str) -> None:
+    """Raise ModelError when the processor keeps an aspect ratio that the model cannot take."""
+    sizes = output_sizes(processor) if is_square_only(config) else None
+    if any(height != width for height, width in sizes or ()):
+        raise ModelError(
+            f"{name}: its preprocessor_config.json keeps the aspect ratio, and {config.model_type} models take "
+            "square ones only here.\nSet model.image_size."
+        )
+
+
+def check_size(config: PreTrainedConfig, size: tuple[int, int]) -> None:
+    """Raise ModelError when a detector cannot see all of an image of `size` (height, width) as it is.
+
+    Vision transformers leave out the rows and columns beyond their last whole patch, to which the boxes still refer.
+    """
+    shown = "x".join(map(str, size))
+    if is_square_only(config) and size[0] != size[1]:
+        raise ModelError(f"model.image_size: {config.model_type} models take square images only here, not {shown}.")
+    step = _step(config)
+    if any(edge % step for edge in size):
+        near = "x".join(str(max(1, round(edge / step)) * step) for edge in size)
+        raise ModelError(f"model.image_size: {shown} is not a multiple of {step}; the nearest that is: {near}.")
+
+
+def _step(config: PreTrainedConfig) -> int:
+    if config.model_type == "yolos":
+        return config.patch_size
+    backbone = getattr(config, "backbone_config", None)
+    if config.model_type == "lw_detr":
+        return backbone.patch_size * backbone.num_windows_side
+    if config.model_type == "rf_detr":
+        return backbone.patch_size * backbone.num_windows
+    return max(getattr(config, "feat_strides", None) or [1])
 
 
 def check_processor(processor: Any, config: PreTrainedConfig, name: str) -> None:

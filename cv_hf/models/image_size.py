@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cv_hf.errors import ModelError
+from cv_hf.models import detection
 from cv_hf.models.pixels import output_sizes
 
 _MAX_TOKENS = 16  # class, distillation and register tokens that may precede the grid in a position table
@@ -23,8 +24,9 @@ def change_image_size(
 ) -> tuple[PreTrainedModel, Any]:
     """Return the model and the processor for images of `size`, an edge or (height, width) in pixels.
 
-    The model is built anew at the new size; tables of positions are interpolated (bicubic, as in Dosovitskiy et al.,
-    "An Image is Worth 16x16 Words", 2021), all other weights are kept.
+    A detector's processor that keeps the aspect ratio goes on doing so for an edge, which is then the shortest one; for
+    (height, width) images become exactly that. Other models are built anew at the new size; tables of positions are
+    interpolated (bicubic, as in Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021), all other weights are kept.
 
     Raises:
         ModelError: the model or the processor cannot work at that size.
@@ -34,6 +36,8 @@ def change_image_size(
     old = output_sizes(processor, [(64, 64)])
     if old is None:
         raise ModelError(f"model.image_size: {type(processor).__name__} does not make images of one size.")
+    if detection.is_detector(model.config):
+        return model, _detector_processor(model, processor, size, old[0])
     processor = _resized_processor(processor, old[0], new)
     if processor is None:
         hint = "; try a square" if new[0] != new[1] else ""
@@ -54,6 +58,43 @@ def change_image_size(
     except Exception:
         hint = "try a square" if new[0] != new[1] else reason
         raise ModelError(f"model.image_size: {type(model).__name__} cannot take {shown} images ({hint}).") from None
+
+
+def _detector_processor(
+    model: PreTrainedModel, processor: Any, size: int | tuple[int, int], old: tuple[int, int]
+) -> Any:
+    """Return the processor of a detector for images of `size`; an edge is the shortest, where the aspect ratio is kept.
+
+    The model stays: detectors make their positions for the image that they are given.
+    """
+    edges = processor.to_dict().get("size") or {}
+    if (
+        isinstance(size, int)
+        and edges.get("shortest_edge")
+        and edges.get("longest_edge")
+        and not detection.is_square_only(model.config)
+    ):
+        longest = round(edges["longest_edge"] * size / edges["shortest_edge"])
+        settings = {**processor.to_dict(), "size": {"shortest_edge": size, "longest_edge": longest}}
+        resized = type(processor)(**settings)
+        sizes = output_sizes(resized)
+    else:
+        new = (size, size) if isinstance(size, int) else tuple(size)
+        detection.check_size(model.config, new)
+        resized = _resized_processor(processor, old, new)
+        sizes = [new]
+    if resized is None:
+        raise ModelError(f"model.image_size: {type(processor).__name__} cannot be set to always give {sizes[0]}.")
+    for made in sizes:
+        try:
+            _tried(model, made)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            shown = "x".join(map(str, made))
+            raise ModelError(
+                f"model.image_size: {type(model).__name__} cannot take {shown} images ({reason})."
+            ) from None
+    return resized
 
 
 @torch.no_grad()
