@@ -1,16 +1,14 @@
 """COCO's metrics of object detection (Lin et al., "Microsoft COCO: Common Objects in Context", 2014).
 
-The numbers are those of pycocotools, the reference implementation; matching and precision-recall curves are computed by
-faster-coco-eval, which does the same in C++. Where pycocotools says -1, since no ground truth defines a number, it is
-None here.
+The numbers are those of pycocotools, the reference implementation. IoU and matching are computed by faster-coco-eval,
+which does the same in C++. Where pycocotools says -1, since no ground truth defines a number, it is None here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -38,7 +36,7 @@ class DetectionAccumulator:
     """COCO's average precision and recall of boxes, and the score thresholds with the best F1.
 
     Kept per sample: id, objects, and of each class the at most 100 best detections, which are all that COCO counts
-    (24 bytes each for float32 boxes and scores). Samples rank by id where scores are equal, so that the result does not
+    (28 bytes each for float32 boxes and scores). Samples rank by id where scores are equal, so that the result does not
     depend on who counted which sample.
 
     Args:
@@ -104,7 +102,7 @@ class DetectionAccumulator:
 
         `threshold` is such that the detections with `score > threshold` have the best F1 at IoU 0.5 (of several such,
         the highest), matched as COCO does it: greedily, by descending score; what falls on a crowd region does not
-        count. It is None without any true positive.
+        count, nor does an inverted box. It is None without any true positive.
 
         A class without objects has no AP, AR or F1: they are None and left out of the means. So is a mean over no
         class, such as `map_small` without small objects.
@@ -115,38 +113,49 @@ class DetectionAccumulator:
         if not len(self):
             raise DataError("no sample was evaluated, so there is no metric; is the split empty?")
         ranks = _ranks(list(self._invalid))
-        classes = range(len(self.label_names))
-        detections = _by_class(_concatenate(self._detections), ranks, len(classes))
-        objects = _by_class(_concatenate(self._objects), ranks, len(classes))
-        # Axes: class, IoU threshold, recall threshold (precision only), area, number of detections.
-        counts = (len(classes), len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), len(AREAS), len(MAX_DETECTIONS))
-        precision, recall = np.full(counts, -1.0), np.full(counts[:2] + counts[3:], -1.0)
-        outcomes = [np.empty(0, np.int8) for _ in classes]
-        for index in classes:
-            if len(detections[index]["image"]) or len(objects[index]["image"]):
-                precision[index], recall[index], outcomes[index] = _evaluate(detections[index], objects[index])
+        classes = len(self.label_names)
+        detections = _by_class(_concatenate(self._detections), ranks, classes)
+        objects = _by_class(_concatenate(self._objects), ranks, classes)
+        # NaN is what no ground truth defines.
+        precision = np.full((classes, len(AREAS), len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS)), np.nan)
+        recall = np.full((classes, len(AREAS), len(IOU_THRESHOLDS)), np.nan)
+        recall_of_best = np.full((classes, len(MAX_DETECTIONS), len(IOU_THRESHOLDS)), np.nan)
+        positives = [int((~rows["crowd"]).sum()) for rows in objects]
+        ranked = []
+        for index, (found, sought) in enumerate(zip(detections, objects, strict=True)):
+            found["place"] = _places(found["image"])
+            found = _take(found, np.argsort(-found["score"], kind="stable"))
+            hits, ignored = _match(found, sought)
+            ranked.append((found["score"], hits[0, 0], ~ignored[0, 0]))
+            totals = [int((~sought["crowd"] & ~_outside(sought["area"], bounds)).sum()) for bounds in AREAS.values()]
+            for area, total in enumerate(totals):
+                if total:
+                    precision[index, area] = _precision(hits[area], ~ignored[area], total)
+                    recall[index, area] = hits[area].sum(axis=1) / total
+            if totals[0]:
+                best = [hits[0][:, found["place"] < most] for most in MAX_DETECTIONS]
+                recall_of_best[index] = [kept.sum(axis=1) / totals[0] for kept in best]
 
         result: dict[str, Any] = {
-            "map": _mean(precision[:, :, :, 0, -1]),
-            "map_50": _mean(precision[:, 0, :, 0, -1]),
-            "map_75": _mean(precision[:, 5, :, 0, -1]),
+            "map": _mean(precision[:, 0]),
+            "map_50": _mean(precision[:, 0, 0]),
+            "map_75": _mean(precision[:, 0, 5]),
         }
         sizes = list(AREAS)[1:]
-        result |= {f"map_{size}": _mean(precision[:, :, :, area, -1]) for area, size in enumerate(sizes, 1)}
-        result |= {f"mar_{most}": _mean(recall[:, :, 0, index]) for index, most in enumerate(MAX_DETECTIONS)}
-        result |= {f"mar_{size}": _mean(recall[:, :, area, -1]) for area, size in enumerate(sizes, 1)}
-        scores = [rows["score"] for rows in detections]
-        positives = [int((~rows["crowd"]).sum()) for rows in objects]
-        threshold, f1 = _best_f1(np.concatenate(scores), np.concatenate(outcomes), sum(positives))
+        result |= {f"map_{size}": _mean(precision[:, area]) for area, size in enumerate(sizes, 1)}
+        result |= {f"mar_{most}": _mean(recall_of_best[:, column]) for column, most in enumerate(MAX_DETECTIONS)}
+        result |= {f"mar_{size}": _mean(recall[:, area]) for area, size in enumerate(sizes, 1)}
+        pooled = [np.concatenate(columns) for columns in zip(*ranked, strict=True)]
+        threshold, f1 = _best_f1(*pooled, sum(positives))
         result |= {"threshold": threshold, "f1": f1, "num_samples": len(self), "num_objects": sum(positives)}
         result["num_invalid"] = sum(self._invalid.values())
         result["per_class"] = {}
         for index, name in enumerate(self.label_names):
-            threshold, f1 = _best_f1(scores[index], outcomes[index], positives[index])
+            threshold, f1 = _best_f1(*ranked[index], positives[index])
             result["per_class"][name] = {
-                "map": _mean(precision[index, :, :, 0, -1]),
-                "map_50": _mean(precision[index, 0, :, 0, -1]),
-                "mar_100": _mean(recall[index, :, 0, -1]),
+                "map": _mean(precision[index, 0]),
+                "map_50": _mean(precision[index, 0, 0]),
+                "mar_100": _mean(recall[index, 0]),
                 "objects": positives[index],
                 "threshold": threshold,
                 "f1": f1,
@@ -169,18 +178,13 @@ class DetectionAccumulator:
         rows = _take(rows, valid)
         rows = _take(rows, np.lexsort((-rows["score"], rows["label"], rows["image"])))
         group = rows["image"].astype(np.int64) * len(self.label_names) + rows["label"]
-        place = np.arange(len(group)) - np.searchsorted(group, group)
-        return _take(rows, place < MAX_DETECTIONS[-1]), invalid
+        return _take(rows, _places(group) < MAX_DETECTIONS[-1]), invalid
 
     def _ground_truth(self, references: Sequence[Mapping[str, Any]]) -> Rows:
-        lengths = [len(entry["category"]) for entry in references]
-        default = {
-            "area": [np.full(length, np.nan) for length in lengths],
-            "iscrowd": [np.zeros(length, bool) for length in lengths],
-        }
+        lengths = [len(entry.get("category", ())) for entry in references]
         references = [
-            {**{name: values[index] for name, values in default.items()}, **entry}
-            for index, entry in enumerate(references)
+            {"area": np.full(length, np.nan), "iscrowd": np.zeros(length, bool), **entry}
+            for length, entry in zip(lengths, references, strict=True)
         ]
         rows = {
             "label": _column(references, "category", np.int64),
@@ -260,7 +264,9 @@ CITATION = """@inproceedings{lin2014microsoft,
 
 def _column(entries: Sequence[Mapping[str, Any]], name: str, dtype: type, width: int | None = None) -> np.ndarray:
     """One column of all images' entries, of the dtype or a wider one of its kind; (rows,) or (rows, width)."""
-    arrays = [np.asarray(to_numpy(entry[name])) for entry in entries]
+    if any(name not in entry for entry in entries):
+        raise DataError(f"the entry of each image needs {name!r}.")
+    arrays = [to_numpy(entry[name]) for entry in entries]
     arrays = [array for array in arrays if array.size]
     shape = (-1,) if width is None else (-1, width)
     if any(array.ndim != len(shape) or array.shape[1:] != shape[1:] for array in arrays):
@@ -273,6 +279,11 @@ def _column(entries: Sequence[Mapping[str, Any]], name: str, dtype: type, width:
     # None becomes NaN.
     column = column.astype(np.float64) if column.dtype.kind not in "f" else column
     return column.astype(np.result_type(column, dtype), copy=False)
+
+
+def _places(groups: np.ndarray) -> np.ndarray:
+    """The place of each row in its group, from the sorted groups of the rows (n,)."""
+    return np.arange(len(groups)) - np.searchsorted(groups, groups)
 
 
 def _take(rows: Rows, index: np.ndarray) -> Rows:
@@ -302,85 +313,138 @@ def _by_class(rows: Rows, ranks: np.ndarray, classes: int) -> list[Rows]:
     return [_take(rows, slice(start, end)) for start, end in pairwise(bounds)]
 
 
-def _evaluate(detections: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """COCO's evaluation of one class; detections by image and descending score, objects by image.
+def _match(detections: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's greedy matching of one class; detections by descending score, objects by image.
 
     Returns:
-        precision (IoU thresholds, recall thresholds, areas, numbers of detections), recall, the same without recall
-        thresholds, and what each detection (n,) is at IoU 0.5: 1 a true positive, 0 a false one, -1 neither.
+        whether each detection is a true positive, and whether it is left out of the count, since it is on a crowd
+        region or since it or its object is of another size: both (areas, IoU thresholds, detections).
     """
-    images = np.union1d(detections["image"], objects["image"])
-    boxes = detections["box"].astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    # The evaluator takes an id of 0 for no match; otherwise ids do not matter.
-    found = [
-        {"id": 1, "score": score, "area": area}
-        for score, area in zip(detections["score"].tolist(), (boxes[:, 2] * boxes[:, 3]).tolist(), strict=True)
-    ]
-    crowd = objects["crowd"].tolist()
-    sought = [
-        {"id": 1, "area": area, "iscrowd": flag, "ignore": flag}
-        for area, flag in zip(objects["area"].tolist(), crowd, strict=True)
-    ]
-    # Of each image, the slices of its detections and objects.
-    cells = [
-        [slice(*bounds) for bounds in pairwise([*np.searchsorted(rows["image"], images).tolist(), len(rows["image"])])]
-        for rows in (detections, objects)
-    ]
-    ious = [
-        [mask.iou(boxes[own], objects["box"][true], crowd[true]).tolist()]
-        if own.stop > own.start and true.stop > true.start
-        else [[]]
-        for own, true in zip(*cells, strict=True)
-    ]
-    stores = []
-    for entries, slices in zip((found, sought), cells, strict=True):
-        store = evaluator.Dataset()
-        store.load_tuple((len(slices), [(image, 0, entries[part]) for image, part in enumerate(slices)]))
-        stores.append(store)
-    image_ids = list(range(len(images)))
+    shape = (len(AREAS), len(IOU_THRESHOLDS), len(detections["image"]))
+    boxes = _xywh(detections["box"])
+    outside = np.stack([_outside(boxes[:, 2] * boxes[:, 3], bounds) for bounds in AREAS.values()])
+    hits, ignored = np.zeros(shape, bool), np.broadcast_to(outside[:, None], shape).copy()
+
+    # Only what overlaps an object enough can match: most detections never reach the evaluator.
+    rows, found, sought, ious = [], [], [], []
+    for own, true in _cells(detections["image"], objects["image"]):
+        crowd = objects["crowd"][true]
+        iou = mask.iou(boxes[own], objects["box"][true], crowd)
+        near = (iou >= IOU_THRESHOLDS[0]).any(axis=1)
+        if near.any():
+            rows.append(own[near])
+            ious.append([iou[near].tolist()])
+            # An id of 0 would mean no match; otherwise ids do not matter. Nor do scores: the order is right, and kept.
+            found.append([{"id": 1}] * len(rows[-1]))
+            truth = zip(objects["area"][true].tolist(), crowd.tolist(), strict=True)
+            sought.append([{"id": 1, "area": area, "iscrowd": flag, "ignore": flag} for area, flag in truth])
+    if not rows:
+        return hits, ignored
+    # Not through the package's COCOeval: that wants a dict for each box of the split, which takes most of the time.
     evaluations = evaluator.COCOevalEvaluateImages(
-        list(AREAS.values()), MAX_DETECTIONS[-1], IOU_THRESHOLDS, ious, stores[1], stores[0], image_ids, [0], True
+        list(AREAS.values()),
+        MAX_DETECTIONS[-1],
+        IOU_THRESHOLDS,
+        ious,
+        _store(sought),
+        _store(found),
+        list(range(len(rows))),
+        [0],
+        True,
     )
-    parameters = SimpleNamespace(
-        iouThrs=IOU_THRESHOLDS,
-        recThrs=RECALL_THRESHOLDS,
-        areaRng=list(AREAS.values()),
-        maxDets=list(MAX_DETECTIONS),
-        imgIds=image_ids,
-        catIds=[0],
-        useCats=1,
-    )
-    curves = evaluator.COCOevalAccumulate(parameters, evaluations)
-    outcomes: list[int] = []
-    # One per area and image, areas outside; the state's first lines are those of the lowest IoU threshold.
-    for evaluation, own in zip(evaluations, cells[0], strict=False):
-        matches, _, _, _, ignored, _ = evaluation.__getstate__()
-        count = own.stop - own.start
-        outcomes += [-1 if out else int(match > 0) for match, out in zip(matches[:count], ignored[:count], strict=True)]
-    return curves["precision"][:, :, 0], curves["recall"][:, 0], np.array(outcomes, np.int8)
+    # The state of an evaluation is flat, IoU thresholds outside; areas are outside images.
+    flags = bytearray(), bytearray()
+    for evaluation in evaluations:
+        matches, _, _, _, left_out, _ = evaluation.__getstate__()
+        flags[0].extend(matches)
+        flags[1].extend(left_out)
+    matched, unwanted = (np.frombuffer(values, bool).reshape(len(AREAS), -1) for values in flags)
+    sizes = np.array([len(own) for own in rows])
+    repeats = len(IOU_THRESHOLDS) * sizes
+    size, start = np.repeat(sizes, repeats), np.repeat(sizes.cumsum() - sizes, repeats)
+    place = np.arange(len(start)) - len(IOU_THRESHOLDS) * start
+    target = (slice(None), place // size, np.concatenate(rows)[start + place % size])
+    hits[target] = matched & ~unwanted
+    ignored[target] = np.where(matched, unwanted, ignored[target])
+    return hits, ignored
+
+
+def _cells(detections: np.ndarray, objects: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
+    """Of each image with both, the places of its detections and objects, from the images of either; objects' sorted."""
+    order = np.argsort(detections, kind="stable")
+    images = np.intersect1d(detections, objects)
+    bounds = [
+        np.searchsorted(column, images, side).tolist()
+        for column in (detections[order], objects)
+        for side in ("left", "right")
+    ]
+    for start, end, first, last in zip(*bounds, strict=True):
+        yield order[start:end], slice(first, last)
+
+
+def _store(cells: Sequence[list[dict[str, Any]]]) -> evaluator.Dataset:
+    store = evaluator.Dataset()
+    store.load_tuple((len(cells), [(index, 0, annotations) for index, annotations in enumerate(cells)]))
+    return store
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (n, 4) from xyxy, in float64."""
+    boxes = boxes.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
+
+
+def _outside(areas: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    return (areas < bounds[0]) | (areas > bounds[1])
+
+
+def _precision(hits: np.ndarray, counted: np.ndarray, positives: int) -> np.ndarray:
+    """Interpolated precision (IoU thresholds, recall thresholds) of detections by descending score.
+
+    Args:
+        hits: the true positives, (IoU thresholds, detections).
+        counted: the true and false positives, of the same shape.
+        positives: the number of objects.
+    """
+    true = hits.cumsum(axis=1)
+    precision = true / np.maximum(counted.cumsum(axis=1), 1)
+    # The best precision at this recall or a higher one, and 0 at recalls that are not reached.
+    best = np.zeros((len(hits), hits.shape[1] + 1))
+    best[:, :-1] = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    reached = [np.searchsorted(row, RECALL_THRESHOLDS) for row in true / positives]
+    return np.take_along_axis(best, np.stack(reached), axis=1)
 
 
 def _mean(values: np.ndarray) -> float | None:
-    known = values[values > -1]
+    known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
 
 
-def _best_f1(scores: np.ndarray, outcomes: np.ndarray, positives: int) -> tuple[float | None, float | None]:
-    """The highest threshold with the best F1, and that F1, of detections (n,) in any order and `positives` objects."""
+def _best_f1(
+    scores: np.ndarray, hits: np.ndarray, counted: np.ndarray, positives: int
+) -> tuple[float | None, float | None]:
+    """The highest threshold with the best F1, and that F1.
+
+    Args:
+        scores: of detections in any order, (n,).
+        hits: the true positives (n,).
+        counted: the true and false positives (n,).
+        positives: the number of objects.
+    """
     if positives == 0:
         return None, None
-    order = np.argsort(-scores)
-    ranked, outcomes = scores[order].astype(np.float64), outcomes[order]
-    hits, counted = np.cumsum(outcomes == 1), np.cumsum(outcomes >= 0)
-    if not len(hits) or hits[-1] == 0:
+    if not hits.any():
         return None, 0.0
+    order = np.argsort(-scores)
+    ranked = scores[order].astype(np.float64)
+    true, claimed = np.cumsum(hits[order]), np.cumsum(counted[order])
     # A threshold keeps all detections of a score or none.
     ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
-    f1 = 2 * hits[ends] / (counted[ends] + positives)
+    f1 = 2 * true[ends] / (claimed[ends] + positives)
     best = ends[f1.argmax()]
     kept = float(ranked[best])
-    dropped = float(ranked[best + 1]) if best + 1 < len(ranked) else min(0.0, kept - 1)
+    dropped = float(ranked[best + 1]) if best + 1 < len(ranked) else (0.0 if kept > 0 else kept - 1)
     return _between(dropped, kept), float(f1.max())
 
 
