@@ -7,6 +7,8 @@ from pathlib import Path
 
 import datasets
 
+from cv_hf.data.labels import LabelMap
+
 
 @dataclass(frozen=True)
 class Source:
@@ -18,6 +20,7 @@ class Source:
         splits: split name of the source -> rows.
         commit: the 40 hexadecimal digits of the commit, for a dataset of the Hub.
         root: the folder that file names are given from, for a local dataset.
+        labels: the classes, where the format has a place of its own for them, apart from the columns.
     """
 
     id: str
@@ -25,3 +28,4 @@ class Source:
     splits: dict[str, datasets.Dataset] = field(repr=False)
     commit: str | None = None
     root: Path | None = None
+    labels: LabelMap | None = None
