@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import PIL.ExifTags
+import PIL.Image
 import pyarrow as pa
 
 from cv_hf.data.findings import Findings
 from cv_hf.data.imagefolder import is_hidden
-from cv_hf.data.images import relative_name
+from cv_hf.data.images import UnreadableImage, image_formats, read_header, relative_name
 from cv_hf.data.paths import Inside
 from cv_hf.errors import DataError
 
@@ -156,3 +160,29 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
             return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
+
+
+def upright_size(image: Mapping[str, Any] | str, name: str | None = None) -> tuple[int, int]:
+    """(height, width) of an image as `decode` gives it, EXIF orientation applied, from its header alone.
+
+    Args:
+        image: a path, or `{"path": ..., "bytes": ...}`.
+        name: what to call it in an error.
+
+    Raises:
+        UnreadableImage: missing, or not an image.
+    """
+    path, content = (image, None) if isinstance(image, str) else (image.get("path"), image.get("bytes"))
+    try:
+        source = io.BytesIO(content) if content is not None else path
+        with PIL.Image.open(source, formats=image_formats()) as opened:
+            # A PNG is decoded whole to look for EXIF after its pixels; before them it is in `info`.
+            has_exif = opened.format != "PNG" or "exif" in opened.info
+            turned = has_exif and opened.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            width, height = opened.size
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        read_header(image, name)
+        raise UnreadableImage(name or path or "image", f"its size cannot be read ({error})") from None
+    return (width, height) if turned else (height, width)
