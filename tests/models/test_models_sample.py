@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_folder_is_complete(folder):
-    model, report = AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
+    _, report = AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert not report["mismatched_keys"]
