@@ -67,6 +67,7 @@ _TRANSFORMER = {
     "num_queries": 12,
 }
 _DETR = {**_TRANSFORMER, "d_model": 32, "dropout": 0.0, "backbone_config": _RESNET}
+# Its fourth level, of stride 64, must have more than one pixel.
 _DEFORMABLE = {**_DETR, "backbone_config": _RESNET_LAST_THREE, "num_feature_levels": 4, "disable_custom_kernels": True}
 _RT_DETR = {
     **_TRANSFORMER,
@@ -117,8 +118,8 @@ _RF_DINOV2 = {
 }
 
 
-def _keeps_aspect(name: str) -> tuple[str, Mapping[str, Any]]:
-    return name, {"size": {"shortest_edge": 64, "longest_edge": 96}}
+def _keeps_aspect(name: str, shortest: int = 64) -> tuple[str, Mapping[str, Any]]:
+    return name, {"size": {"shortest_edge": shortest, "longest_edge": shortest * 3 // 2}}
 
 
 def _square(name: str, **more: Any) -> tuple[str, Mapping[str, Any]]:
@@ -139,11 +140,11 @@ DETECTION_FAMILIES: dict[str, Family] = {
         {**{name: value for name, value in _DETR.items() if name != "d_model"}, "hidden_size": 32},
         _keeps_aspect("ConditionalDetrImageProcessor"),
     ),
-    "deformable_detr": _family("deformable_detr", _DEFORMABLE, _keeps_aspect("DeformableDetrImageProcessor")),
+    "deformable_detr": _family("deformable_detr", _DEFORMABLE, _keeps_aspect("DeformableDetrImageProcessor", 80)),
     "deformable_detr_two_stage": _family(
         "deformable_detr",
         {**_DEFORMABLE, "two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 12},
-        _keeps_aspect("DeformableDetrImageProcessor"),
+        _keeps_aspect("DeformableDetrImageProcessor", 80),
     ),
     "deimv2": _family("deimv2", _D_FINE, _square("RTDetrImageProcessor")),
     "deimv2_dinov3": _family(

@@ -28,6 +28,9 @@ from cv_hf.models.pixels import output_sizes
 # Their last class is "no object" and their scores a softmax; all others give a sigmoid for every class.
 _WITH_NO_OBJECT = ("detr", "table-transformer", "yolos")
 _FROZEN_STEM = ("conditional_detr", "dab-detr", "deformable_detr", "detr", "table-transformer")
+# Of pretraining only: without a gradient, several processes would wait for it. And two constants of D-FINE's, which
+# loading makes trainable, while the loss goes on with those of the configuration.
+_NOT_TRAINED = ("mask_token", "reg_scale", "up")
 _PRIOR = 0.01
 # sigmoid(15) is the last of these that is well below 1 in float32.
 _MOST_CERTAIN = 15.0
@@ -152,8 +155,7 @@ def mend(model: PreTrainedModel) -> None:
     if kind in _FROZEN_STEM:
         _free_stages(model)
     for name, parameter in model.named_parameters():
-        if name.endswith("mask_token"):
-            # Pretraining's own: without a gradient, several processes would wait for it.
+        if name.rpartition(".")[2] in _NOT_TRAINED:
             parameter.requires_grad_(False)
 
 
@@ -203,8 +205,7 @@ def restore_first_stage_scorer(model: PreTrainedModel, scorer: Mapping[str, torc
 def _free_stages(model: PreTrainedModel) -> None:
     """Train the stages of a ResNet but the stem and the first, as DETR does.
 
-    Transformers means to, but looks for "stage.1" where its own ResNet says "stages.1", and so freezes it whole; of
-    timm's, which was left out when it became a timm_backbone, it trains all.
+    Transformers freezes its own ResNet whole (it looks for "stage.1" in "stages.1"), until loading undoes all freezing.
     """
     backbone = model.config.backbone_config
     is_timm = backbone.model_type == "timm_backbone"

@@ -63,7 +63,7 @@ def freeze_backbone(model: PreTrainedModel) -> None:
     """
     head = head_parameters(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in head)
+        parameter.requires_grad_(parameter.requires_grad and name in head)
     model.register_forward_pre_hook(partial(_hold_in_eval, names=tuple(_frozen_modules(model, head))))
 
 
