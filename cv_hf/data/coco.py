@@ -82,7 +82,7 @@ def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
     Raises:
         DataError: none, or several for one split.
     """
-    found = [path for path in _candidates(root) if looks_like_coco(path)]
+    found = [path for path in candidates(root) if looks_like_coco(path)]
     own = [path for path in found if not path.stem.lower().startswith(_OTHER_KINDS)]
     if not own:
         only = f" ({', '.join(path.name for path in found)} are no instances; give one as data.id to read it)"
@@ -117,7 +117,7 @@ def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
     return chosen
 
 
-def _candidates(root: Path) -> list[Path]:
+def candidates(root: Path) -> list[Path]:
     """The JSON files where those of a dataset stand."""
     found = files_in(root, {".json"})
     for folder in folders(root):
@@ -268,7 +268,7 @@ def _images(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:
     """
     found: dict[int | str, dict[str, Any]] = {}
     for position, image in enumerate(images):
-        if not isinstance(image, dict) or not _is_id(image.get("id")) or not isinstance(image.get("file_name"), str):
+        if not isinstance(image, dict) or not _is_id(image.get("id")) or not _is_text(image.get("file_name")):
             raise DataError(f"{name}: image {position} of the list has no id (a number or text) or no file_name.")
         if image["id"] in found:
             raise DataError(
@@ -371,7 +371,7 @@ def _merge_categories(names: dict[int | str, str], content: Mapping[str, Any], f
         if not isinstance(category, dict) or not _is_id(category.get("id")):
             raise DataError(f"{file}: a category has no id (a number or text).")
         name = category.get("name")
-        name = str(category["id"]) if not isinstance(name, (str, int)) else str(name)
+        name = name if _is_text(name) else str(category["id"])
         if names.setdefault(category["id"], name) != name:
             raise DataError(
                 f"{file}: category {category['id']!r} is called {name!r}, and {names[category['id']]!r} elsewhere."
@@ -390,7 +390,12 @@ def _label_map(names: Mapping[int | str, str], used: Iterable[int | str]) -> Lab
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, str) or is_int64(value)
+    return _is_text(value) or is_int64(value)
+
+
+def _is_text(value: object) -> bool:
+    """JSON can hold half of a surrogate pair, which is no text for a file's name or a table."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
 
 
 def _pixels(value: object) -> int | None:

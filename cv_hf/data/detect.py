@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from pathlib import Path
 
 from cv_hf.config import DataConfig
+from cv_hf.data.annotations import IMAGE_FOLDERS, files_in
+from cv_hf.data.annotations import folders as folders_in
+from cv_hf.data.coco import candidates, looks_like_coco
 from cv_hf.data.imagefolder import is_hidden, metadata_of
 from cv_hf.data.images import image_suffixes
+from cv_hf.data.splits import role_of
 from cv_hf.data.table import SUFFIXES, table_files
+from cv_hf.data.voc import has_xml
+from cv_hf.data.yolo import LABEL_FOLDERS, find_yaml, is_whole, names_in, parse_label
 from cv_hf.errors import DataError
 
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".arrow")
-_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "photos", "pictures", "jpegimages")
 
 
 def detect_format(data: DataConfig) -> str:
@@ -69,17 +73,9 @@ def _format_of_file(path: Path) -> str:
 def _format_of_json(path: Path) -> str | None:
     """COCO's formats are told by their first keys; the annotations can be too large to parse for that."""
     with open(path, encoding="utf-8", errors="replace") as text:
-        start = text.read(1 << 16)
-    if not start.lstrip().startswith("{"):
-        return None
-    if '"segments_info"' in start:
-        return "panoptic"
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8-sig")) if len(start) < 1 << 16 else None
-    except ValueError:
-        keys = None
-    named = (lambda key: key in keys) if isinstance(keys, dict) else (lambda key: f'"{key}"' in start)
-    return "coco" if named("images") and (named("annotations") or named("categories") or named("info")) else None
+        if '"segments_info"' in text.read(1 << 16):
+            return "panoptic"
+    return "coco" if looks_like_coco(path) else None
 
 
 def _format_of_folder(path: Path, data: DataConfig) -> str:
@@ -88,18 +84,12 @@ def _format_of_folder(path: Path, data: DataConfig) -> str:
             f"data.id: {path} was written by save_to_disk.\n"
             "Write it as parquet instead: dataset.to_parquet('train.parquet') for each split."
         )
+    annotated = _annotated(path)
+    if len(annotated) > 1:
+        raise DataError(f"data.id: {path} could be {' or '.join(annotated)}.\nSet data.format to one of them.")
+    if annotated:
+        return annotated[0]
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
-    names = {folder.name.lower() for folder in folders}
-    if "annotations" in names and any((path / "Annotations").glob("*.xml")):
-        return "voc"
-    if any((path / name).is_file() for name in ("data.yaml", "data.yml", "dataset.yaml")) and (
-        "labels" in names or any((folder / "labels").is_dir() for folder in folders)
-    ):
-        return "yolo"
-    annotations = [*path.glob("*.json"), *path.glob("annotations/*.json"), *path.glob("*/_annotations.coco.json")]
-    for file in sorted(annotations):
-        if (found := _format_of_json(file)) is not None:
-            return found
     tables = [file for files in table_files(path).values() for file in files]
     if any(file.suffix.lower() == ".parquet" for file in tables):
         return "parquet"
@@ -114,6 +104,48 @@ def _format_of_folder(path: Path, data: DataConfig) -> str:
             f"data.id: {path} holds images, but no labels: no folders of classes, no metadata.csv, no table."
         )
     raise DataError(f"data.id: {path} holds nothing that is read: no folders of images, no tables.")
+
+
+def _annotated(path: Path) -> list[str]:
+    """Of the formats of annotated images, those that a folder shows: more than one when it was exported twice."""
+    kinds = {_format_of_json(file) for file in candidates(path)} - {None}
+    found = [kind for kind in ("coco", "panoptic") if kind in kinds]
+    # The instances and the panoptic segments of one dataset stand side by side: the boxes are in the instances.
+    found = found[:1]
+    if _shows_voc(path):
+        found.append("voc")
+    return [*found, "yolo"] if _shows_yolo(path) else found
+
+
+def _shows_voc(path: Path) -> bool:
+    places = [path, *(entry for entry in folders_in(path) if role_of(entry.name))]
+    return any(has_xml(place) for place in places)
+
+
+def _shows_yolo(path: Path) -> bool:
+    """Files of numbers in a folder `labels`, or beside images where the classes are named; or a whole data.yaml."""
+    file = find_yaml(path)
+    if file is not None and is_whole(file):
+        return True
+    inner = [entry for entry in folders_in(path) if role_of(entry.name) or entry.name.lower() in IMAGE_FOLDERS]
+    labels = [entry for place in (path, *inner) for entry in folders_in(place) if entry.name.lower() in LABEL_FOLDERS]
+    labels += [deeper for entry in labels for deeper in folders_in(entry)]
+    texts = [text for entry in labels for text in files_in(entry, {".txt"})[:20]]
+    if texts and file is not None:
+        return True
+    beside = [path, *inner, *(deeper for entry in inner for deeper in folders_in(entry))]
+    if any(names_in(place) for place in (path, *beside)):
+        beside += [entry for entry in folders_in(path) if entry.name.lower().startswith("obj_")]
+        for place in beside:
+            stems = {image.stem for image in files_in(place, image_suffixes())}
+            texts += [text for text in files_in(place, {".txt"}) if text.stem in stems][:20]
+    return any(map(_is_label_file, texts))
+
+
+def _is_label_file(file: Path) -> bool:
+    with open(file, encoding="utf-8", errors="replace") as text:
+        label = parse_label(text.readline())
+    return bool(label.boxes) and not label.bad
 
 
 def _names_images(table: Path) -> bool:

@@ -13,6 +13,7 @@ What the format leaves open, and how it is read here:
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,10 +127,15 @@ def read(
 
 
 def has_xml(folder: Path) -> bool:
-    """Whether the XML files of a dataset stand in a folder: in its annotations, in it, or in its images."""
+    """Whether XML files of Pascal VOC stand in a folder: in its annotations, in it, or in its images."""
     places = [folder, *(path for path in folders(folder) if path.name.lower() in (*ANNOTATION_FOLDERS, *IMAGE_FOLDERS))]
     places += [inner for path in places[1:] for inner in folders(path) if role_of(inner.name) or inner.name == "xmls"]
-    return any(files_in(place, {".xml"}) for place in places)
+    return any(map(_is_voc, (path for place in places for path in files_in(place, {".xml"})[:20])))
+
+
+def _is_voc(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return re.search(rb"<annotation[\s/>]", file.read(4096)) is not None
 
 
 def _files(folder: Path, base: Path | None, reading: _Reading) -> tuple[dict[str, str], _Photos]:

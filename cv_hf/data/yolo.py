@@ -149,6 +149,22 @@ def find_yaml(root: Path) -> Path | None:
     return others[0] if len(others) == 1 else None
 
 
+def names_in(folder: Path) -> list[Path]:
+    """The files in a folder that name the classes, one a line: classes.txt, obj.names; most usual first."""
+    files = {path.name.lower(): path for path in files_in(folder, {".txt", ".names"})}
+    named = [files[name] for name in NAMES_FILES if name in files]
+    return named or [path for path in files.values() if path.suffix.lower() == ".names"]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a YAML file is a data.yaml that names the classes and where the images are."""
+    try:
+        config = _read_yaml(path)
+    except DataError:
+        return False
+    return "names" in config and any(isinstance(key, str) and role_of(key) for key in config)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     """Every scalar as the text that it is: a class called `no` or `1.0` keeps its name."""
     try:
@@ -190,9 +206,7 @@ def _names_of_file(reading: _Reading, image_folders: Sequence[Path]) -> LabelMap
     for folder in (*reading.bases, *image_folders):
         places += [*_label_folders(folder, reading), folder]
     for place in dict.fromkeys(places):
-        files = {path.name.lower(): path for path in files_in(place, {".txt", ".names"})} if place.is_dir() else {}
-        named = [files[name] for name in NAMES_FILES if name in files]
-        for path in named or [path for path in files.values() if path.suffix.lower() == ".names"]:
+        for path in names_in(place):
             if reading.inside(str(path)) is None:
                 raise DataError(f"{path} is a link that leads out of the dataset's folder.")
             lines = path.read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines()
