@@ -1,0 +1,216 @@
+"""Canonical detection splits and predictions written in other formats, and read back the same by the readers here.
+
+Files are written below a folder that is given; images are copied as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import yaml
+
+from cv_hf.data.annotations import upright_size
+from cv_hf.data.labels import LabelMap
+from cv_hf.data.splits import role_of
+from cv_hf.errors import DataError
+
+_YOLO_KEYS = {"train": "train", "validation": "val", "test": "test"}
+
+
+def category_ids(labels: LabelMap) -> list[int]:
+    """COCO's id of each contiguous id: the source ids where all are numbers, else 1, 2, ..."""
+    if all(isinstance(source, int) and not isinstance(source, bool) for source in labels.sources):
+        return list(labels.sources)
+    return list(range(1, len(labels) + 1))
+
+
+def to_coco(
+    split: datasets.Dataset, labels: LabelMap, file_names: Sequence[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """A canonical split as COCO annotations.
+
+    Args:
+        split: columns `image`, `image_id`, `objects` (category: contiguous ids) and `file`.
+        labels: of the split.
+        file_names: of the images; None: the column `file`.
+
+    Returns:
+        {"images", "annotations", "categories"}: sizes from the images' headers, upright; ids of annotations from 1, as
+        pycocotools takes 0 for "no match"; `area` that of the box where there is none.
+
+    Raises:
+        UnreadableImage: an image whose size cannot be read.
+    """
+    ids = category_ids(labels)
+    content: dict[str, list[dict[str, Any]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": source, "name": name} for source, name in zip(ids, labels.names, strict=True)],
+    }
+    for index, row in enumerate(split):
+        height, width = upright_size(row["image"], row.get("file"))
+        name = row["file"] if file_names is None else file_names[index]
+        content["images"].append({"id": row["image_id"], "file_name": name, "width": width, "height": height})
+        objects = row["objects"]
+        for box, category, area, crowd in zip(
+            objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True
+        ):
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": row["image_id"],
+                    "category_id": ids[category],
+                    "bbox": box,
+                    "area": box[2] * box[3] if area is None else area,
+                    "iscrowd": int(crowd),
+                }
+            )
+    return content
+
+
+def coco_results(
+    image_ids: Sequence[int | str], predictions: Sequence[Mapping[str, Any]], labels: LabelMap
+) -> list[dict[str, Any]]:
+    """Predictions as COCO's results: [{image_id, category_id, bbox (absolute xywh), score}, ...].
+
+    Args:
+        image_ids: of each image.
+        predictions: of each image, {"boxes" (n, 4) absolute xyxy, "scores" (n,), "labels" (n,) contiguous ids}, in
+            arrays or tensors.
+    """
+    ids = category_ids(labels)
+    results = []
+    for image_id, prediction in zip(image_ids, predictions, strict=True):
+        boxes = np.asarray(prediction["boxes"], np.float64).reshape(-1, 4)
+        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+        scores = np.asarray(prediction["scores"], np.float64).tolist()
+        for box, score, label in zip(boxes, scores, np.asarray(prediction["labels"]).tolist(), strict=True):
+            results.append({"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score})
+    return results
+
+
+def write_coco(splits: Mapping[str, datasets.Dataset], labels: LabelMap, folder: str | Path) -> None:
+    """Write annotations/instances_SPLIT.json and the images in SPLIT/."""
+    folder = Path(folder)
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        names = _file_names(split, set())
+        _copy_images(split, names, folder / name)
+        text = json.dumps(to_coco(split, labels, names), ensure_ascii=False)
+        (folder / "annotations" / f"instances_{name}.json").write_text(text, encoding="utf-8")
+
+
+def write_yolo(splits: Mapping[str, datasets.Dataset], labels: LabelMap, folder: str | Path) -> int:
+    """Write data.yaml, images/SPLIT and labels/SPLIT; class numbers are the contiguous ids.
+
+    Returns:
+        the number of crowd regions left out, since YOLO has none.
+    """
+    folder = Path(folder)
+    left_out = 0
+    config: dict[str, Any] = {"path": "."}
+    for name, split in splits.items():
+        names = _file_names(split, set())
+        _copy_images(split, names, folder / "images" / name)
+        (folder / "labels" / name).mkdir(parents=True, exist_ok=True)
+        config[_YOLO_KEYS.get(role_of(name) or "", name)] = f"images/{name}"
+        for row, file in zip(split, names, strict=True):
+            height, width = upright_size(row["image"], file)
+            lines = []
+            for (x, y, w, h), category in _ordinary(row["objects"]):
+                values = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+                lines.append(" ".join([str(category), *map(_digits, values)]))
+            left_out += sum(row["objects"]["iscrowd"])
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / "labels" / name / f"{Path(file).stem}.txt").write_text(text, encoding="utf-8")
+    config |= {"nc": len(labels), "names": dict(enumerate(labels.names))}
+    text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    return left_out
+
+
+def write_voc(splits: Mapping[str, datasets.Dataset], labels: LabelMap, folder: str | Path) -> int:
+    """Write Annotations, JPEGImages and ImageSets/Main/SPLIT.txt; classes go by name.
+
+    Returns:
+        the number of crowd regions left out, since Pascal VOC has none.
+
+    Raises:
+        DataError: a class name that XML cannot hold.
+    """
+    for name in labels.names:
+        # XML has no control characters, and readers strip names.
+        if name != name.strip() or not name or re.search(r"[\x00-\x1f\ufffe\uffff\ud800-\udfff]", name):
+            raise DataError(f"the class name {name!r} cannot be written to XML; rename it in data.labels.")
+    folder = Path(folder)
+    left_out = 0
+    taken: set[str] = set()
+    for path in ("Annotations", "ImageSets/Main"):
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        names = _file_names(split, taken)
+        _copy_images(split, names, folder / "JPEGImages")
+        for row, file in zip(split, names, strict=True):
+            root = ET.Element("annotation")
+            ET.SubElement(root, "folder").text = "JPEGImages"
+            ET.SubElement(root, "filename").text = file
+            size = ET.SubElement(root, "size")
+            height, width = upright_size(row["image"], file)
+            for key, value in (("width", width), ("height", height), ("depth", 3)):
+                ET.SubElement(size, key).text = str(value)
+            for (x, y, w, h), category in _ordinary(row["objects"]):
+                item = ET.SubElement(root, "object")
+                ET.SubElement(item, "name").text = labels.names[category]
+                for key in ("truncated", "difficult"):
+                    ET.SubElement(item, key).text = "0"
+                box = ET.SubElement(item, "bndbox")
+                for key, value in (("xmin", x), ("ymin", y), ("xmax", x + w), ("ymax", y + h)):
+                    ET.SubElement(box, key).text = _digits(value)
+            left_out += sum(row["objects"]["iscrowd"])
+            ET.indent(root)
+            ET.ElementTree(root).write(folder / "Annotations" / f"{Path(file).stem}.xml", encoding="utf-8")
+        listed = "".join(f"{Path(file).stem}\n" for file in names)
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(listed, encoding="utf-8")
+    return left_out
+
+
+def _ordinary(objects: Mapping[str, Any]) -> Iterator[tuple[Sequence[float], int]]:
+    """Boxes and categories, crowd regions left out."""
+    for box, category, crowd in zip(objects["bbox"], objects["category"], objects["iscrowd"], strict=True):
+        if not crowd:
+            yield box, category
+
+
+def _digits(value: float) -> str:
+    """The shortest text that reads back as the same number."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def _file_names(split: datasets.Dataset, taken: set[str]) -> list[str]:
+    """A file name for each image, its own where no other has it; different without suffix and case of letters too."""
+    names = []
+    for index, image in enumerate(split["image"]):
+        own = Path(image["path"] or "image.png")
+        stem, number = own.stem, index
+        while stem.lower() in taken:
+            stem, number = f"{own.stem}_{number}", number + 1
+        taken.add(stem.lower())
+        names.append(f"{stem}{own.suffix}")
+    return names
+
+
+def _copy_images(split: datasets.Dataset, names: Sequence[str], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for image, name in zip(split["image"], names, strict=True):
+        if image["bytes"] is not None:
+            (folder / name).write_bytes(image["bytes"])
+        else:
+            shutil.copyfile(image["path"], folder / name)
