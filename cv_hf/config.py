@@ -141,7 +141,7 @@ class DataConfig(Section):
     revision: str | None = None
     splits: dict[Literal["train", "validation", "test"], Part] | None = None
     columns: dict[str, str] = {}
-    box_format: Literal["xywh", "xyxy", "cxcywh_norm"] | None = None
+    box_format: Literal["xywh", "xyxy", "cxcywh_norm", "xywh_norm", "xyxy_norm"] | None = None
     labels: Labels | None = None
     ignore_index: int | None = None
     max_samples: PerClass | None = None

@@ -22,7 +22,7 @@ from cv_hf import publish
 from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import Splits, load_splits
 from cv_hf.errors import Interrupted, RecipeError
-from cv_hf.inference import Trained, load_trained, predictions_sheet, score
+from cv_hf.inference import Trained, evidence, load_trained, predictions_sheet, score
 from cv_hf.models import Built, build_model, freeze_backbone, pixel_map, resizer
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
@@ -109,7 +109,9 @@ def finetune(
         trained = replace(trained, arguments=task.arguments(metrics["validation"]))
         url = None
         if is_main():
-            write_results(trained, recipe, splits, built, folder, metrics)
+            whole = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+            memory = replace(trained, model=whole.eval(), processor=built.processor)
+            write_results(trained, memory, recipe, splits, built, folder, metrics)
             url = publish.push(folder, recipe.hub.repo_id, private=recipe.hub.private) if recipe.hub else None
         return Run(folder, folder / "model", metrics, trainer.state.log_history, url)
 
@@ -252,11 +254,21 @@ def score_saved(trained: Trained, recipe: Recipe, splits: Splits) -> dict[str, A
 
 
 def write_results(
-    trained: Trained, recipe: Recipe, splits: Splits, built: Built, folder: Path, metrics: Mapping[str, Any]
+    trained: Trained,
+    memory: Trained,
+    recipe: Recipe,
+    splits: Splits,
+    built: Built,
+    folder: Path,
+    metrics: Mapping[str, Any],
 ) -> None:
-    """Write metrics.json, the arguments for pipeline(), the card and a picture of predictions."""
+    """Write metrics.json, the arguments for pipeline(), the evidence for `cv-hf verify`, the card and a picture.
+
+    `memory` is the model that was trained, `trained` the same as reloaded from its folder.
+    """
+    shown = splits.validation if splits.test is None else splits.test
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    publish.write_arguments(folder / "model", trained.arguments)
+    publish.write_arguments(folder / "model", trained.arguments, evidence(memory, shown))
     publish.write_card(
         folder / "model" / "README.md",
         recipe,
@@ -268,7 +280,6 @@ def write_results(
         model_commit=built.commit,
         data_commit=splits.source.commit,
     )
-    shown = splits.validation if splits.test is None else splits.test
     predictions_sheet(trained, shown, folder / "predictions" / "sheet.png")
 
 

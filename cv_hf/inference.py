@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from cv_hf.training import EvalSamples, evaluate, forward, recorder
 from cv_hf.transforms import TILE, contact_sheet
 
 SHEET = 20
+EVIDENCE = 16
 
 
 @dataclass(frozen=True)
@@ -128,21 +130,23 @@ def predict(
     """Yield (row, prediction) over a canonical split or `images_dataset`, in its order.
 
     Yields:
-        the dataset's row, what pipeline() answers for its image or None when it cannot be read, and the findings.
+        the dataset's row with the `size` of its image; what pipeline() answers for it, or None when it cannot be read;
+        and the findings.
     """
     task = trained.task
     samples = EvalSamples(dataset, trained.processor)
     for start in range(0, len(dataset), batch_size):
         rows = range(start, min(start + batch_size, len(dataset)))
         found: list[tuple[str, str, str]] = []
-        answers: dict[int, Any] = {}
+        answers: dict[int, tuple[tuple[int, int] | None, Any]] = {}
         for group, outputs in forward(trained.model, samples, rows, batch_size=batch_size, on_findings=found.extend):
             sizes = [row["size"] for row in group.rows]
             predictions = task.predict(outputs, trained.model.config, trained.processor, sizes, trained.arguments)
-            answers.update(zip(group.ids, predictions, strict=True))
+            answers.update(zip(group.ids, zip(sizes, predictions, strict=True), strict=True))
         for index in rows:
-            row = dataset[index]
-            yield row, answers.get(index), [finding for finding in found if finding[1] == row["file"]]
+            size, answer = answers.get(index, (None, None))
+            row = {**dataset[index], "size": size}
+            yield row, answer, [finding for finding in found if finding[1] == row["file"]]
 
 
 def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -169,7 +173,7 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
         answers[row["file"]] = {"prediction": prediction}
         if out is not None:
             image, _ = decode(row["image"])
-            sizes[row["file"]] = (image.height, image.width)
+            sizes[row["file"]] = row["size"]
             picture = trained.task.draw(image, prediction, None)
             # Numbered, since two folders may hold files of one name.
             picture.save(out / f"{number:05d}_{Path(row['file']).stem[:80]}.png")
@@ -184,10 +188,8 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
 
 def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -> None:
     """One picture of predictions against the truth, of samples spread evenly over a split."""
-    count = min(SHEET, len(dataset))
-    chosen = dataset.select([index * len(dataset) // count for index in range(count)])
     pictures = []
-    for row, prediction, _ in predict(trained, chosen):
+    for row, prediction, _ in predict(trained, _spread(dataset, SHEET)):
         if prediction is not None:
             truth = trained.task.truth(row, trained.labels)
             picture = trained.task.draw(decode(row["image"])[0], prediction, truth)
@@ -197,6 +199,31 @@ def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -
     if pictures:
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures).save(path)
+
+
+def evidence(memory: Trained, dataset: datasets.Dataset) -> dict[str, Any]:
+    """{SHA-256 of an image's file: prediction}, of samples spread evenly over a split, for `cv-hf verify`.
+
+    Args:
+        memory: the model that was trained, in memory, before it was saved.
+        dataset: a canonical split.
+    """
+    return {
+        digest(row["image"]): prediction
+        for row, prediction, _ in predict(memory, _spread(dataset, EVIDENCE))
+        if prediction is not None
+    }
+
+
+def digest(image: Mapping[str, Any]) -> str:
+    """What an undecoded image is known by in the evidence: the SHA-256 of its file."""
+    content = image["bytes"] if image.get("bytes") is not None else Path(image["path"]).read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _spread(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
+    count = min(count, len(dataset))
+    return dataset.select([index * len(dataset) // count for index in range(count)])
 
 
 def images_dataset(paths: Sequence[str | Path]) -> datasets.Dataset:

@@ -32,9 +32,12 @@ class Task:
         boxes: whether augmentations move boxes along with the image.
 
         canonical: (one split as read, data section) -> the split with the task's canonical columns, `image` first.
-        label_map: (canonical splits, data section) -> LabelMap of all splits.
+        clean: (canonical splits with `file`, data section, format of the source, findings) -> the splits with targets
+            of one form, and a line that says which it was; None where there is only one.
+        label_map: (canonical splits, data section, the source's own LabelMap or None) -> LabelMap of all splits.
         strata: canonical split -> one key per sample, by which a share is held out.
         encode: (canonical split, LabelMap) -> the split with contiguous label ids.
+        present: encoded split -> the names of the classes that it has.
         model_fields: (LabelMap, canonical columns) -> fields of the model's configuration.
         metrics: (LabelMap, canonical columns) -> the metrics that can choose the best checkpoint and are published,
             each with whether greater is better; the first is the default.
@@ -52,6 +55,11 @@ class Task:
             the model.
         predict: (model outputs, model configuration, image processor, image sizes as (height, width), arguments) ->
             one JSON-ready prediction per image, what pipeline() answers for it.
+        complete: the arguments for a prediction that leaves nothing out.
+        shown: (complete prediction, arguments) -> what pipeline() shows of it, called with these.
+        compare: (prediction, another of the same image, (height, width), the arguments of both) -> how far they differ,
+            0 where they agree, and the worst difference in words.
+        score_answers: (complete predictions, rows, LabelMap) -> those metrics that they alone give.
         export: (predictions by file, image sizes by file, LabelMap) -> {file name: JSON-ready content}, further forms
             of the predictions.
         truth: (row, LabelMap) -> the ground truth as `draw` takes it, or None.
@@ -68,9 +76,11 @@ class Task:
     boxes: bool
 
     canonical: Callable[[datasets.Dataset, DataConfig], datasets.Dataset]
-    label_map: Callable[[Mapping[str, datasets.Dataset], DataConfig], Any]
+    clean: Callable[..., tuple[dict[str, datasets.Dataset], str]] | None
+    label_map: Callable[[Mapping[str, datasets.Dataset], DataConfig, Any], Any]
     strata: Callable[[datasets.Dataset], Sequence[Any]]
     encode: Callable[[datasets.Dataset, Any], datasets.Dataset]
+    present: Callable[[datasets.Dataset], set[str]]
     model_fields: Callable[[Any, Sequence[str]], dict[str, Any]]
     metrics: Callable[[Any, Sequence[str]], Mapping[str, bool]]
 
@@ -82,6 +92,10 @@ class Task:
 
     arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
     predict: Callable[[Any, Any, Any, Sequence[tuple[int, int]], Mapping[str, Any]], list[Any]]
+    complete: Mapping[str, Any]
+    shown: Callable[[Any, Mapping[str, Any]], Any]
+    compare: Callable[[Any, Any, tuple[int, int], Mapping[str, Any]], tuple[float, str]]
+    score_answers: Callable[[Sequence[Any], Sequence[Mapping[str, Any]], Any], dict[str, float]]
     export: Callable[[Mapping[str, Any], Mapping[str, tuple[int, int]], Any], dict[str, Any]]
     truth: Callable[[Mapping[str, Any], Any], Any]
     draw: Callable[[PIL.Image.Image, Any, Any], PIL.Image.Image]

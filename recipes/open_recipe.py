@@ -8,6 +8,7 @@ of your own may not need: --resume, the picture of predictions, and messages for
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import set_seed
 from cv_hf import publish
 from cv_hf.config import load_recipe
 from cv_hf.data import load_splits
-from cv_hf.inference import load_trained, score
+from cv_hf.inference import evidence, load_trained, score
 from cv_hf.models import build_model, freeze_backbone, pixel_map, resizer
 from cv_hf.tasks import get_task
 from cv_hf.training import (
@@ -122,9 +123,10 @@ def main(recipe_file: str, *overrides: str) -> dict:
     metrics["findings"] = splits.findings.to_dict()
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
-    # What pipeline() should be called with, as a score threshold; the card; and the push: one commit.
+    # What pipeline() should be called with, as a score threshold; what `cv-hf verify` compares with; card and push.
     call = task.arguments(metrics["validation"])
-    publish.write_arguments(folder / "model", call)
+    memory = replace(trained, model=trainer.model.eval(), processor=processor, arguments=call)
+    publish.write_arguments(folder / "model", call, evidence(memory, splits.test or splits.validation))
     publish.write_card(
         folder / "model" / "README.md",
         recipe,

@@ -56,7 +56,9 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
     return keep_columns(dataset, {"image": image, target: label})
 
 
-def label_map(splits: Mapping[str, datasets.Dataset], data: DataConfig) -> LabelMap:
+def label_map(
+    splits: Mapping[str, datasets.Dataset], data: DataConfig, source_labels: LabelMap | None = None
+) -> LabelMap:
     """The classes of all splits: as the recipe names them, else by ClassLabel, else the values seen.
 
     Raises:
@@ -119,6 +121,15 @@ def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
         return [None] * len(dataset)
     names = dataset.features["label"].names
     return [None if index is None else names[index] for index in _values(dataset, "label")]
+
+
+def present(dataset: datasets.Dataset) -> set[str]:
+    """The names of the classes that an encoded split has samples of."""
+    column = _label_column({"": dataset})
+    names = _element(dataset.features[column]).names
+    values = _array(dataset, column)
+    values = values.combine_chunks().flatten() if column == "labels" else values
+    return {names[index] for index in values.unique().to_pylist() if index is not None}
 
 
 def _label_column(splits: Mapping[str, datasets.Dataset]) -> str:

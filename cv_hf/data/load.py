@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from datasets.utils import is_progress_bar_enabled
 
 from cv_hf.config import DataConfig
-from cv_hf.data import hub, imagefolder, table
+from cv_hf.data import coco, hub, imagefolder, table, voc, yolo
 from cv_hf.data.columns import sources_of
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
@@ -90,7 +90,10 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
             _refuse_empty(split, role, data, findings)
     columns = sources_of(rows["train"])
     rows = _named(rows, chosen, source.root)
-    labels = task.label_map(rows, data)
+    form = ""
+    if task.clean is not None:
+        rows, form = task.clean(rows, data, source.format, findings)
+    labels = task.label_map(rows, data, source.labels)
     if not len(labels):
         raise DataError(f"{data.id}: no sample has a label.")
     labelled = {}
@@ -109,12 +112,14 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
     splits = {role: check_images(split, findings, data.on_bad_sample) for role, split in splits.items()}
     for role, split in splits.items():
         _refuse_empty(split, role, data, findings)
-    if None not in (present := set(task.strata(splits["train"]))):
-        for name in labels.names:
-            if name not in present:
-                findings.add("class-without-samples", name)
+    present = task.present(splits["train"])
+    for name in labels.names:
+        if name not in present:
+            findings.add("class-without-samples", name)
     sizes = ", ".join(f"{role} {len(splits[role])}" for role in ROLES if role in splits)
     echo(_found(source, {role: name for role, name in chosen.items() if role in labelled}, columns))
+    if form:
+        echo(f"data: {form}")
     commit = f" at {source.commit[:8]}" if source.commit else ""
     echo(f"data: {data.id}{commit}: {source.format}; {sizes}; {len(labels)} labels")
     if len(findings):
@@ -144,7 +149,9 @@ def load_split(
         split_rows = task.canonical(source.splits[name], data)
         _refuse_empty(split_rows, name, data, findings)
         rows = _named({"test": split_rows}, {"test": name}, source.root)
-        encoded = task.encode(rows["test"], labels.with_sources_of(task.label_map(rows, data)))
+        if task.clean is not None:
+            rows, _ = task.clean(rows, data, source.format, findings)
+        encoded = task.encode(rows["test"], labels.with_sources_of(task.label_map(rows, data, source.labels)))
         missing = _unlabelled(encoded)
         if len(missing) < len(encoded):
             break
@@ -192,6 +199,12 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
             findings=findings,
             on_bad_sample=data.on_bad_sample,
         )
+    if found in ("coco", "voc", "yolo") and task.boxes:
+        return {"coco": coco, "voc": voc, "yolo": yolo}[found].read(
+            data.id, images=data.images, wanted=wanted, findings=findings, on_bad_sample=data.on_bad_sample
+        )
+    if found in ("coco", "voc", "yolo"):
+        raise DataError(f"{data.id}: {found} holds boxes, for task: object-detection, not for {task.name}.")
     raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads hub, imagefolder and parquet.")
 
 

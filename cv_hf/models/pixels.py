@@ -90,7 +90,7 @@ def resizer(processor: Any) -> Callable[[np.ndarray], np.ndarray] | None:
 
     try:
         tried = resize(np.full((40, 90, 3), 127, np.uint8))
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
     return resize if tried.dtype == np.uint8 and tried.shape[2:] == (3,) else None
 

@@ -1,5 +1,8 @@
-"""`model/`: weights, configuration and processor as Transformers reads them, and `cv_hf.json` with what it has no place
-for: the task and the label map."""
+"""`model/`: weights, configuration and processor as Transformers reads them, and what it has no place for.
+
+`cv_hf.json` holds the task, the label map and the arguments for pipeline(); `evidence.json` the answers of the model in
+memory, which `cv-hf verify` compares with.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from cv_hf.data import LabelMap
 from cv_hf.errors import ModelError
 
 NOTES = "cv_hf.json"
+EVIDENCE = "evidence.json"
 
 
 def save_model_folder(model: Any, processor: Any, task: str, labels: LabelMap, folder: Path) -> Path:
@@ -26,31 +30,54 @@ def save_model_folder(model: Any, processor: Any, task: str, labels: LabelMap, f
     model.save_pretrained(partial)
     if not _inside_config(processor):
         processor.save_pretrained(partial)
-    notes = {"task": task, "labels": labels.to_dict()}
-    (partial / NOTES).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(partial / NOTES, {"task": task, "labels": labels.to_dict()})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
 
 
-def write_arguments(folder: Path, arguments: Mapping[str, Any]) -> None:
-    """Add to the notes what pipeline() is to be called with: found by scoring, which needs the folder first."""
-    notes = {**read_notes(str(folder)), "pipeline": dict(arguments)}
-    partial = folder / f".{NOTES}.partial"
-    partial.write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / NOTES)
+def write_arguments(folder: Path, arguments: Mapping[str, Any], evidence: Mapping[str, Any]) -> None:
+    """Add what is found by scoring, which needs the folder first.
+
+    Args:
+        folder: the model's.
+        arguments: what pipeline() is to be called with, kept in the notes.
+        evidence: {SHA-256 of an image's file: what the model in memory answered}, before it was saved.
+    """
+    _write(folder / EVIDENCE, evidence)
+    _write(folder / NOTES, {**read_notes(str(folder)), "pipeline": dict(arguments)})
+
+
+def read_evidence(model_id: str) -> dict[str, Any]:
+    """The evidence kept beside the weights, {SHA-256 of an image's file: prediction}; may be empty.
+
+    Raises:
+        ModelError: it is there and cannot be read.
+    """
+    return _read(model_id, EVIDENCE)
 
 
 def read_notes(model_id: str) -> dict[str, Any]:
-    """The notes kept beside the weights, {"task": ..., "labels": ..., "pipeline": arguments}; empty for models that cv_hf did not train.
+    """The notes kept beside the weights: {"task": ..., "labels": ..., "pipeline": arguments}; empty for models that
+    cv_hf did not train.
 
     Raises:
         ModelError: the notes are there and cannot be read.
     """
-    path = Path(model_id) / NOTES
+    return _read(model_id, NOTES)
+
+
+def _write(path: Path, content: Any) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _read(model_id: str, name: str) -> dict[str, Any]:
+    path = Path(model_id) / name
     if not Path(model_id).is_dir():
         try:
-            path = Path(huggingface_hub.hf_hub_download(model_id, NOTES))
+            path = Path(huggingface_hub.hf_hub_download(model_id, name))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
             # Whether the repository is there at all is said by loading the model, with a better message.
             return {}

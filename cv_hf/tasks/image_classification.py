@@ -15,6 +15,7 @@ from cv_hf.transforms import TILE, captioned
 
 # pipeline("image-classification") returns so many classes unless told otherwise.
 TOP_K = 5
+SCORE_TOLERANCE = 1e-4
 
 
 def model_fields(labels: LabelMap, columns: Sequence[str]) -> dict[str, Any]:
@@ -87,6 +88,38 @@ def predict(
     ]
 
 
+def compare(
+    ours: Sequence[Mapping[str, Any]],
+    theirs: Sequence[Mapping[str, Any]],
+    size: tuple[int, int],
+    arguments: Mapping[str, Any],
+) -> tuple[float, str]:
+    """How far two answers differ in the score of a class; of those that score alike, either may have the last place."""
+    least = max(min(one["score"] for one in answer) for answer in (ours, theirs)) + SCORE_TOLERANCE
+    scores = [{one["label"]: one["score"] for one in answer} for answer in (ours, theirs)]
+    worst, words = 0.0, ""
+    for label in scores[0].keys() | scores[1].keys():
+        mine, other = (known.get(label) for known in scores)
+        if mine is None or other is None:
+            difference = max((mine or other) - least, 0.0) and (mine or other)
+        else:
+            difference = abs(mine - other) if abs(mine - other) > SCORE_TOLERANCE else 0.0
+        if difference > worst or difference != difference:
+            shown = ["none" if score is None else f"{score:.4f}" for score in (other, mine)]
+            worst, words = difference, f"{label!r} {shown[0]} by pipeline(), {shown[1]}"
+    return worst, words
+
+
+def score_answers(
+    answers: Sequence[Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], labels: LabelMap
+) -> dict[str, float]:
+    """Accuracy; nothing for several labels per image, whose metrics need the score of every class."""
+    if "labels" in rows[0]:
+        return {}
+    right = [answer[0]["label"] == labels.names[row["label"]] for answer, row in zip(answers, rows, strict=True)]
+    return {"accuracy": sum(right) / len(right)}
+
+
 def truth(row: Mapping[str, Any], labels: LabelMap) -> str | None:
     """The names of the row's classes."""
     if "labels" in row:
@@ -133,9 +166,11 @@ TASK = Task(
         "lr_scheduler_type": "cosine",
     },
     canonical=classification.canonical,
+    clean=None,
     label_map=classification.label_map,
     strata=classification.strata,
     encode=classification.encode,
+    present=classification.present,
     model_fields=model_fields,
     metrics=metrics,
     fit=None,
@@ -145,6 +180,10 @@ TASK = Task(
     update=update,
     arguments=lambda metrics: {},
     predict=predict,
+    complete={},
+    shown=lambda prediction, arguments: prediction,
+    compare=compare,
+    score_answers=score_answers,
     export=lambda predictions, sizes, labels: {},
     truth=truth,
     draw=draw,

@@ -1,0 +1,237 @@
+"""`cv-hf verify`: what transformers.pipeline() answers in a process of its own, against what evaluation measured.
+
+Three things are compared, image by image: pipeline() in a process that never imports cv_hf, called as the card says;
+cv_hf's evaluation of the same files; and the evidence that training left with the model, answers of the model in memory
+before it was saved. The evidence is what shows a file of the model that was changed since, as both others read it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cv_hf.config import DataConfig
+from cv_hf.data import load_split
+from cv_hf.errors import CheckFailed, DataError
+from cv_hf.inference import Trained, digest, load_trained, predict
+from cv_hf.publish import read_evidence
+
+# The metrics of both may differ by this much: of two answers that score alike, either may be the first.
+METRIC_TOLERANCE = 1e-3
+WORST = 5
+# load_image() clips what decode() scales to 8 bits.
+READ_OTHERWISE = {"sixteen-bit", "float-image"}
+# pipeline() cuts boxes to whole pixels and leaves out what scores below the threshold. For detection the same call's
+# boxes are also taken before that, from the processor's own function.
+_CLEAN = """
+import json, sys
+request = json.load(sys.stdin)
+from transformers import pipeline
+from transformers.utils import logging
+logging.disable_progress_bar()
+run = pipeline(request["task"], model=request["model"], trust_remote_code=request["trust_remote_code"])
+everything = []
+if request["task"] == "object-detection":
+    post_process = run.image_processor.post_process_object_detection
+    def both(outputs, threshold, target_sizes):
+        found = post_process(outputs, 0.0, target_sizes)[0]
+        names = run.model.config.id2label
+        everything[:] = [
+            {"score": score, "label": names[label], "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box))}
+            for score, label, box in zip(found["scores"].tolist(), found["labels"].tolist(), found["boxes"].tolist())
+        ]
+        return post_process(outputs, threshold, target_sizes)
+    run.image_processor.post_process_object_detection = both
+for file in request["files"]:
+    answer = run(file, **request["arguments"])
+    print("answer " + json.dumps({"answer": answer, "everything": everything or answer}), flush=True)
+assert "cv_hf" not in sys.modules
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` found.
+
+    Attributes:
+        images: how many were compared.
+        evidence: how many of them stand in the model's evidence.
+        differences: a line for each image that pipeline() answers differently, the worst first.
+        metrics: {name: (by pipeline(), by evaluation)}, of the metrics that pipeline()'s answers give.
+        left_out: images that pipeline() is known to read differently, or cannot read.
+    """
+
+    images: int
+    evidence: int
+    differences: list[str]
+    metrics: dict[str, tuple[float, float]]
+    left_out: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return not self.differences
+
+    def lines(self) -> list[str]:
+        """The verdict as lines to print."""
+        lines = [
+            f"{name}: {theirs:.4f} by pipeline(), {ours:.4f} by evaluation"
+            for name, (theirs, ours) in self.metrics.items()
+        ]
+        if self.left_out:
+            lines.append(f"{len(self.left_out)} images left out, as pipeline() does not read them as cv_hf does")
+        if self.passed:
+            lines.append(
+                f"verified: pipeline() gives the answers that were measured, on {self.images} images"
+                + (f", {self.evidence} of them in the evidence of training" if self.evidence else "")
+            )
+        return lines
+
+
+def verify(
+    model: str | Path,
+    data: str | DataConfig,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    trust_remote_code: bool = False,
+    echo: Callable[[str], None] = print,
+) -> Verdict:
+    """Compare pipeline() in a clean process with cv_hf's evaluation and with the evidence that training left.
+
+    Args:
+        model: a folder (a run, or its `model/`) or a Hub id.
+        data: Hub id, folder or file, or a whole data section.
+        split: as in `evaluate_model`.
+        limit: compare so many images, spread over the split; the evidence's are among them. None: all.
+        trust_remote_code: run the code that the model brings.
+        echo: called with each line to print.
+
+    Raises:
+        CvHfError: the model or the data cannot be read.
+        CheckFailed: pipeline() fails.
+    """
+    data = data if isinstance(data, DataConfig) else DataConfig(id=str(data))
+    trained = load_trained(model, trust_remote_code=trust_remote_code)
+    evidence = read_evidence(trained.id)
+    dataset, _ = load_split(data, trained.task, trained.labels, split, echo)
+    digests = [digest(dataset[index]["image"]) for index in range(len(dataset))] if evidence else [""] * len(dataset)
+    if limit is not None and limit < len(dataset):
+        known = [index for index, seen in enumerate(digests) if seen in evidence][:limit]
+        spread = [index * len(dataset) // limit for index in range(limit)]
+        chosen = sorted([*known, *[index for index in spread if index not in known][: limit - len(known)]])
+        dataset, digests = dataset.select(chosen), [digests[index] for index in chosen]
+
+    task = trained.task
+    ours, left_out = _evaluated(trained, dataset)
+    kept = [index for index in range(len(dataset)) if index not in left_out]
+    if not kept:
+        raise DataError(f"{data.id}: no image is left to compare.")
+    with _files(dataset, kept) as files:
+        theirs = dict(zip(kept, _answers(trained, files, trust_remote_code), strict=True))
+
+    differences: list[tuple[float, str]] = []
+    seen = 0
+    for index in kept:
+        answer, everything = theirs[index]["answer"], theirs[index]["everything"]
+        size, prediction = ours[index]
+        comparisons = [
+            ("by evaluation", prediction, everything, task.complete),
+            ("by evaluation", task.shown(prediction, trained.arguments), answer, trained.arguments),
+        ]
+        if digests[index] in evidence:
+            seen += 1
+            comparisons.append(("in training", evidence[digests[index]], answer, trained.arguments))
+        worst = max(
+            ((*task.compare(mine, other, size, arguments), whose) for whose, mine, other, arguments in comparisons),
+            key=lambda found: found[0],
+        )
+        if worst[0] > 0:
+            differences.append((worst[0], f"{dataset[index]['file']}: {worst[1]} {worst[2]}"))
+    rows = [dataset[index] for index in kept]
+    by_pipeline = task.score_answers([theirs[index]["everything"] for index in kept], rows, trained.labels)
+    by_evaluation = task.score_answers([ours[index][1] for index in kept], rows, trained.labels)
+    metrics = {name: (by_pipeline[name], by_evaluation[name]) for name in by_pipeline}
+    lines = [line for _, line in sorted(differences, key=lambda one: -one[0])]
+    for name, (theirs_value, ours_value) in metrics.items():
+        if abs(theirs_value - ours_value) > METRIC_TOLERANCE:
+            lines.append(f"{name}: {theirs_value:.4f} by pipeline(), {ours_value:.4f} by evaluation")
+    return Verdict(len(kept), seen, lines, metrics, [dataset[index]["file"] for index in sorted(left_out)])
+
+
+def failure(verdict: Verdict, model: str | Path) -> CheckFailed:
+    """The error that a verdict with differences is."""
+    lines = verdict.differences
+    more = f"\nand {len(lines) - WORST} more" if len(lines) > WORST else ""
+    return CheckFailed(
+        f"pipeline() does not give the answers of {model} that were measured ({len(lines)} differences on "
+        f"{verdict.images} images), at worst:\n" + "\n".join(lines[:WORST]) + more
+    )
+
+
+def _evaluated(trained: Trained, dataset: Any) -> tuple[dict[int, tuple[tuple[int, int], Any]], set[int]]:
+    """{index: (image size, complete prediction)}, and the indices of images that pipeline() reads differently."""
+    whole = replace(trained, arguments=trained.task.complete)
+    answers, left_out = {}, set()
+    for index, (row, prediction, found) in enumerate(predict(whole, dataset)):
+        if prediction is None or any(code in READ_OTHERWISE for code, *_ in found):
+            left_out.add(index)
+        else:
+            answers[index] = (row["size"], prediction)
+    return answers, left_out
+
+
+@contextmanager
+def _files(dataset: Any, indices: Sequence[int]) -> Iterator[list[str]]:
+    """The images as files: their own, or for embedded ones their bytes, untouched."""
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        files = []
+        for index in indices:
+            image = dataset[index]["image"]
+            path = image["path"]
+            if image["bytes"] is not None:
+                path = Path(folder) / f"{index}.img"
+                path.write_bytes(image["bytes"])
+            files.append(str(path))
+        yield files
+
+
+def _answers(trained: Trained, files: list[str], trust_remote_code: bool) -> Iterator[dict[str, Any]]:
+    request = {
+        "task": trained.task.pipeline,
+        "model": trained.id,
+        "trust_remote_code": trust_remote_code,
+        "arguments": dict(trained.arguments),
+        "files": files,
+    }
+    # -I: neither this folder nor PYTHONPATH lends the process anything.
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", _CLEAN],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+            answers = (line.removeprefix("answer ") for line in process.stdout if line.startswith("answer "))
+            for line in tqdm(answers, desc="pipeline()", total=len(files), disable=None, leave=False):
+                yield json.loads(line)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        if code:
+            errors.seek(0)
+            said = [line for line in errors.read().splitlines() if line.strip()]
+            raise CheckFailed(f"pipeline() failed on {trained.id}: {said[-1][:300] if said else f'exit code {code}'}")
