@@ -12,11 +12,18 @@ from typing import Any
 
 import torch
 
+from benchmarks.bccd import bccd
 from benchmarks.clothing import clothing
+from benchmarks.detection_metric import detection_metric
 from benchmarks.startup import startup
 from cv_hf.environment import quiet, report
 
-BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {"clothing": clothing, "startup": startup}
+BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "bccd": bccd,
+    "clothing": clothing,
+    "detection_metric": detection_metric,
+    "startup": startup,
+}
 FOLDER = Path("runs/bench")
 
 

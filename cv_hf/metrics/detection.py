@@ -6,9 +6,8 @@ which does the same in C++. Where pycocotools says -1, since no ground truth def
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -26,6 +25,8 @@ RECALL_THRESHOLDS = np.linspace(0, 1, 101).tolist()
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 # How many detections of an image and class count, the best ones.
 MAX_DETECTIONS = (1, 10, 100)
+# What the evaluator gets in one call; it bounds the memory that matching takes.
+IMAGES_AT_ONCE = 256
 
 # Columns of equal length. Not a structured array: NumPy 2.4.6 corrupts memory when it concatenates those that hold
 # float32 boxes with those that hold float64 boxes.
@@ -114,26 +115,36 @@ class DetectionAccumulator:
             raise DataError("no sample was evaluated, so there is no metric; is the split empty?")
         ranks = _ranks(list(self._invalid))
         classes = len(self.label_names)
-        detections = _by_class(_concatenate(self._detections), ranks, classes)
-        objects = _by_class(_concatenate(self._objects), ranks, classes)
+        detections = _by_image(_concatenate(self._detections), ranks)
+        objects = _by_image(_concatenate(self._objects), ranks)
+        near, near_hits, near_ignored = _match(detections, objects)
+        number = np.full(len(detections["image"]), -1)
+        number[near] = np.arange(len(near))
+
         # NaN is what no ground truth defines.
         precision = np.full((classes, len(AREAS), len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS)), np.nan)
         recall = np.full((classes, len(AREAS), len(IOU_THRESHOLDS)), np.nan)
         recall_of_best = np.full((classes, len(MAX_DETECTIONS), len(IOU_THRESHOLDS)), np.nan)
-        positives = [int((~rows["crowd"]).sum()) for rows in objects]
+        positives = np.bincount(objects["label"][~objects["crowd"]], minlength=classes).tolist()
         ranked = []
-        for index, (found, sought) in enumerate(zip(detections, objects, strict=True)):
-            found["place"] = _places(found["image"])
-            found = _take(found, np.argsort(-found["score"], kind="stable"))
-            hits, ignored = _match(found, sought)
-            ranked.append((found["score"], hits[0, 0], ~ignored[0, 0]))
-            totals = [int((~sought["crowd"] & ~_outside(sought["area"], bounds)).sum()) for bounds in AREAS.values()]
+        for index, (own, sought) in enumerate(
+            zip(*(_by_class(rows, classes) for rows in (detections, objects)), strict=True)
+        ):
+            order = np.argsort(-detections["score"][own], kind="stable")
+            place, own = _places(detections["image"][own])[order], own[order]
+            matched = number[own] >= 0
+            ignored = np.repeat(_outside(_areas(detections["box"][own]))[:, None], len(IOU_THRESHOLDS), axis=1)
+            ignored[..., matched] = near_ignored[..., number[own[matched]]]
+            hits = np.zeros(ignored.shape, bool)
+            hits[..., matched] = near_hits[..., number[own[matched]]]
+            ranked.append((detections["score"][own], hits[0, 0], ~ignored[0, 0]))
+            totals = (~objects["crowd"][sought] & ~_outside(objects["area"][sought])).sum(axis=1).tolist()
             for area, total in enumerate(totals):
                 if total:
                     precision[index, area] = _precision(hits[area], ~ignored[area], total)
                     recall[index, area] = hits[area].sum(axis=1) / total
             if totals[0]:
-                best = [hits[0][:, found["place"] < most] for most in MAX_DETECTIONS]
+                best = [hits[0][:, place < most] for most in MAX_DETECTIONS]
                 recall_of_best[index] = [kept.sum(axis=1) / totals[0] for kept in best]
 
         result: dict[str, Any] = {
@@ -305,87 +316,91 @@ def _ranks(ids: Sequence[Hashable]) -> np.ndarray:
     return ranks
 
 
-def _by_class(rows: Rows, ranks: np.ndarray, classes: int) -> list[Rows]:
-    """The rows of each class, by the rank of their image and otherwise in the order in which they are."""
+def _by_image(rows: Rows, ranks: np.ndarray) -> Rows:
+    """The rows by the rank of their image, then by descending score, if there are scores, then as they were."""
     rows = {**rows, "image": ranks[rows["image"]]}
-    rows = _take(rows, np.lexsort((rows["image"], rows["label"])))
-    bounds = np.searchsorted(rows["label"], np.arange(classes + 1))
-    return [_take(rows, slice(start, end)) for start, end in pairwise(bounds)]
+    return _take(rows, np.lexsort((-rows["score"], rows["image"]) if "score" in rows else (rows["image"],)))
 
 
-def _match(detections: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's greedy matching of one class; detections by descending score, objects by image.
+def _by_class(rows: Rows, classes: int) -> list[np.ndarray]:
+    """The places of the rows of each class, in their order."""
+    order = np.argsort(rows["label"], kind="stable")
+    return np.split(order, np.searchsorted(rows["label"][order], np.arange(1, classes)))
+
+
+def _match(detections: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """COCO's greedy matching; rows by image, detections of an image by descending score.
 
     Returns:
-        whether each detection is a true positive, and whether it is left out of the count, since it is on a crowd
-        region or since it or its object is of another size: both (areas, IoU thresholds, detections).
+        the places (n,) of the detections that overlap an object of their class enough for the lowest IoU threshold: no
+        other can match. And of these, whether each is a true positive, and whether it does not count, being on a crowd
+        region or, it or its object, of another size; both (areas, IoU thresholds, n).
     """
-    shape = (len(AREAS), len(IOU_THRESHOLDS), len(detections["image"]))
-    boxes = _xywh(detections["box"])
-    outside = np.stack([_outside(boxes[:, 2] * boxes[:, 3], bounds) for bounds in AREAS.values()])
-    hits, ignored = np.zeros(shape, bool), np.broadcast_to(outside[:, None], shape).copy()
-
-    # Only what overlaps an object enough can match: most detections never reach the evaluator.
-    rows, found, sought, ious = [], [], [], []
-    for own, true in _cells(detections["image"], objects["image"]):
-        crowd = objects["crowd"][true]
-        iou = mask.iou(boxes[own], objects["box"][true], crowd)
-        near = (iou >= IOU_THRESHOLDS[0]).any(axis=1)
-        if near.any():
-            rows.append(own[near])
-            ious.append([iou[near].tolist()])
-            # An id of 0 would mean no match; otherwise ids do not matter. Nor do scores: the order is right, and kept.
-            found.append([{"id": 1}] * len(rows[-1]))
-            truth = zip(objects["area"][true].tolist(), crowd.tolist(), strict=True)
-            sought.append([{"id": 1, "area": area, "iscrowd": flag, "ignore": flag} for area, flag in truth])
-    if not rows:
-        return hits, ignored
-    # Not through the package's COCOeval: that wants a dict for each box of the split, which takes most of the time.
-    evaluations = evaluator.COCOevalEvaluateImages(
-        list(AREAS.values()),
-        MAX_DETECTIONS[-1],
-        IOU_THRESHOLDS,
-        ious,
-        _store(sought),
-        _store(found),
-        list(range(len(rows))),
-        [0],
-        True,
-    )
-    # The state of an evaluation is flat, IoU thresholds outside; areas are outside images.
-    flags = bytearray(), bytearray()
-    for evaluation in evaluations:
-        matches, _, _, _, left_out, _ = evaluation.__getstate__()
-        flags[0].extend(matches)
-        flags[1].extend(left_out)
-    matched, unwanted = (np.frombuffer(values, bool).reshape(len(AREAS), -1) for values in flags)
-    sizes = np.array([len(own) for own in rows])
-    repeats = len(IOU_THRESHOLDS) * sizes
-    size, start = np.repeat(sizes, repeats), np.repeat(sizes.cumsum() - sizes, repeats)
-    place = np.arange(len(start)) - len(IOU_THRESHOLDS) * start
-    target = (slice(None), place // size, np.concatenate(rows)[start + place % size])
-    hits[target] = matched & ~unwanted
-    ignored[target] = np.where(matched, unwanted, ignored[target])
-    return hits, ignored
-
-
-def _cells(detections: np.ndarray, objects: np.ndarray) -> Iterator[tuple[np.ndarray, slice]]:
-    """Of each image with both, the places of its detections and objects, from the images of either; objects' sorted."""
-    order = np.argsort(detections, kind="stable")
-    images = np.intersect1d(detections, objects)
+    images = np.intersect1d(detections["image"], objects["image"])
     bounds = [
-        np.searchsorted(column, images, side).tolist()
-        for column in (detections[order], objects)
+        np.searchsorted(rows["image"], images, side).tolist()
+        for rows in (detections, objects)
         for side in ("left", "right")
     ]
-    for start, end, first, last in zip(*bounds, strict=True):
-        yield order[start:end], slice(first, last)
+    matches = [np.empty((2, len(AREAS), len(IOU_THRESHOLDS), 0), bool)]
+    places = [np.empty(0, np.int64)]
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        # Classes are kept apart by an IoU of 0 between them: an image at a time takes far fewer calls than a class.
+        found, sought, ious = [], [], []
+        for first, last, top, end in zip(*(column[start : start + IMAGES_AT_ONCE] for column in bounds), strict=True):
+            boxes, crowd = _xywh(detections["box"][first:last]), objects["crowd"][top:end]
+            iou = mask.iou(boxes, objects["box"][top:end], crowd)
+            iou[detections["label"][first:last, None] != objects["label"][top:end]] = 0
+            near = np.flatnonzero((iou >= IOU_THRESHOLDS[0]).any(axis=1))
+            if len(near):
+                places.append(first + near)
+                ious.append([iou[near]])
+                found.append([{"id": 1}] * len(near))
+                truth = zip(objects["area"][top:end].tolist(), crowd.tolist(), strict=True)
+                sought.append([{"id": 1, "area": area, "iscrowd": flag, "ignore": flag} for area, flag in truth])
+        if found:
+            matches.append(_evaluate(found, sought, ious))
+    near = np.concatenate(places)
+    matched, ignored = np.concatenate(matches, axis=-1)
+    outside = _outside(_areas(detections["box"][near]))[:, None]
+    return near, matched & ~ignored, np.where(matched, ignored, outside)
 
 
-def _store(cells: Sequence[list[dict[str, Any]]]) -> evaluator.Dataset:
-    store = evaluator.Dataset()
-    store.load_tuple((len(cells), [(index, 0, annotations) for index, annotations in enumerate(cells)]))
-    return store
+def _evaluate(
+    found: list[list[dict[str, Any]]], sought: list[list[dict[str, Any]]], ious: list[list[np.ndarray]]
+) -> np.ndarray:
+    """The evaluator's answer on the detections and objects of some images, none of them empty.
+
+    Annotations need an id, where 0 would mean no match; otherwise ids do not matter. Nor do scores, if the order is
+    that of descending scores, since it is kept.
+
+    Args:
+        found: one annotation per detection of each image.
+        sought: one annotation per object of each image.
+        ious: of each image, one array (detections, objects).
+
+    Returns:
+        what is matched, and what is matched to something that does not count: (2, areas, IoU thresholds, detections).
+    """
+    stores = []
+    for cells in (sought, found):
+        store = evaluator.Dataset()
+        store.load_tuple((len(cells), [(index, 0, annotations) for index, annotations in enumerate(cells)]))
+        stores.append(store)
+    sizes = [len(annotations) for annotations in found]
+    # Not through the package's COCOeval: that wants a dict for each box of the split, which takes most of the time.
+    evaluations = evaluator.COCOevalEvaluateImages(
+        list(AREAS.values()), max(sizes), IOU_THRESHOLDS, ious, *stores, list(range(len(found))), [0], True
+    )
+    result = np.empty((2, len(AREAS), len(IOU_THRESHOLDS), sum(sizes)), bool)
+    # Areas are outside images, and in the flat state of each, IoU thresholds outside detections.
+    ends = np.cumsum(sizes).tolist()
+    for index, evaluation in enumerate(evaluations):
+        area, image = divmod(index, len(sizes))
+        matches, _, _, _, ignored, _ = evaluation.__getstate__()
+        flags = np.frombuffer(bytes(matches) + bytes(ignored), bool).reshape(2, len(IOU_THRESHOLDS), -1)
+        result[:, area, :, ends[image] - sizes[image] : ends[image]] = flags
+    return result
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:
@@ -395,8 +410,15 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _outside(areas: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    return (areas < bounds[0]) | (areas > bounds[1])
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    """Areas (n,) of boxes (n, 4), xyxy."""
+    return _xywh(boxes)[:, 2:].prod(axis=1)
+
+
+def _outside(areas: np.ndarray) -> np.ndarray:
+    """Whether each area (n,) is outside each of AREAS, (areas, n)."""
+    low, high = np.array(list(AREAS.values())).T[..., None]
+    return (areas < low) | (areas > high)
 
 
 def _precision(hits: np.ndarray, counted: np.ndarray, positives: int) -> np.ndarray:
