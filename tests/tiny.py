@@ -437,7 +437,7 @@ def tiny_model_like(model_type: str, folder: str | Path, num_labels: int = 5, **
 def _stir(model: torch.nn.Module) -> None:
     """Move every tensor away from the zeros and ones it starts with, so that a wrong one shows in the outputs."""
     for parameter in model.parameters():
-        if parameter.requires_grad:  # D-FINE keeps constants of its loss as parameters
+        if parameter.requires_grad or parameter.numel() > 1:  # D-FINE keeps constants of its loss as parameters
             parameter.add_(0.05 * torch.randn_like(parameter))
     for module in model.modules():
         if getattr(module, "running_mean", None) is not None:  # frozen ones as well

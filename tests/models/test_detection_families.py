@@ -44,6 +44,7 @@ BACKBONES = {
     "table-transformer": "model.backbone.conv_encoder.model",
     "yolos": "vit",
 }
+LEARNT = ("deformable_detr", "lw_detr", "rt_detr")
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
 
@@ -114,7 +115,7 @@ def test_every_family_of_transformers_is_here():
 def test_the_head_is_new_and_nothing_else(tiny, family):
     reference = AutoModelForObjectDetection.from_pretrained(tiny(family)).state_dict()
     # Five is the number that the checkpoint has, of other classes.
-    for classes in (1, 2, 5, 7):
+    for classes in (1, 2, 5, 7) if family in ("detr", "rt_detr") else (1, 5):
         built = build(tiny(family), classes)
         model, state = built.model, built.model.state_dict()
         outputs = output_parameters(model)
@@ -155,8 +156,10 @@ def test_two_stages_keep_what_ranks_the_proposals(tiny):
         assert torch.equal(layer.bias[0], kept.bias[0])
 
 
-@pytest.mark.parametrize("classes", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "classes"),
+    [*((family, 1) for family in FAMILIES), ("detr", 2), ("lw_detr", 2), ("rf_detr", 2), ("rt_detr", 2), ("yolos", 2)],
+)
 def test_what_is_saved_answers_the_same_through_pipeline(tiny, family, classes, tmp_path):
     built = build(tiny(family), classes)
     model = copy.deepcopy(built.model)  # as for a moving average
@@ -170,9 +173,9 @@ def test_what_is_saved_answers_the_same_through_pipeline(tiny, family, classes, 
         optimizer.step()
     model.eval().save_pretrained(tmp_path)
     built.processor.save_pretrained(tmp_path)
-    reloaded = AutoModelForObjectDetection.from_pretrained(tmp_path)
+    reloaded = AutoModelForObjectDetection.from_pretrained(tmp_path).state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(reloaded.state_dict()[name], tensor), name
+        assert torch.equal(reloaded[name], tensor), name
     rng = np.random.default_rng(0)
     image = PIL.Image.fromarray(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8))
     with torch.no_grad():
@@ -204,7 +207,7 @@ def test_the_loss(tiny, family):
     model = build(tiny(family)).model.train()
     images = torch.rand(2, 3, 64, 64)
     for counts in ((3, 1), (2, 0), (0, 0), (30, 2)):
-        for bfloat16 in (False, True):
+        for bfloat16 in (False, True) if counts == (3, 1) else (False,):
             torch.manual_seed(0)
             model.zero_grad()
             with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -234,15 +237,17 @@ def test_the_order_of_a_batch_does_not_matter(tiny, family):
         torch.testing.assert_close(together[name][1:2], alone[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family not in ("deimv2", "deimv2_dinov3", "detr_timm", *LEARNT)]
+)
 def test_the_loss_falls(tiny, family):
-    _, losses, *_ = fit(tiny(family), 60 if family in ("d_fine", "deimv2", "deimv2_dinov3") else 25)
+    _, losses, *_ = fit(tiny(family), 60 if family == "d_fine" else 25)
     assert sum(losses[-3:]) < 0.85 * sum(losses[:3])
 
 
-@pytest.mark.parametrize("family", ["deformable_detr", "lw_detr", "rt_detr"])
+@pytest.mark.parametrize("family", LEARNT)
 def test_two_images_are_learnt(tiny, family):
-    built, _, scenes, inputs = fit(tiny(family), 150)
+    built, _, scenes, inputs = fit(tiny(family), 120)
     with torch.no_grad():
         outputs = built.model(**inputs)
     found = built.processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[(64, 64)] * 2)
@@ -263,18 +268,19 @@ def test_a_frozen_backbone_stays_as_it_is(tiny, family):
     if family != "yolos":
         assert not inside & head_parameters(model)
     freeze_backbone(model)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items() if key.startswith(f"{name}.")}
+    before = {key: tensor.clone() for key, tensor in model.get_submodule(name).state_dict().items()}
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
     model.train()
     model(torch.rand(2, 3, 64, 64), labels=targets(2, 1)).loss.backward()
     optimizer.step()
-    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in before.items())
+    after = model.get_submodule(name).state_dict()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_image_size(tiny, family, tmp_path):
     keeps_aspect = "shortest_edge" in DETECTION_FAMILIES[family].processor[1]["size"]
-    for size in (96, (64, 96)):
+    for size in (96, (64, 96)) if keeps_aspect or family == "rf_detr" else ((64, 96),):
         if family == "rf_detr" and size != 96:
             with pytest.raises(ModelError, match=r"model\.image_size: rf_detr models take square images only"):
                 build(tiny(family), image_size=size)
