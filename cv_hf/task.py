@@ -32,9 +32,10 @@ class Task:
         boxes: whether augmentations move boxes along with the image.
 
         canonical: (one split as read, data section) -> the split with the task's canonical columns, `image` first.
-        clean: (canonical splits with `file`, data section, format of the source, findings) -> the splits with targets
-            of one form, and a line that says which it was; None where there is only one.
         label_map: (canonical splits, data section, the source's own LabelMap or None) -> LabelMap of all splits.
+        clean: (canonical splits with `file`, LabelMap, data section, format of the source, findings) -> the splits with
+            targets of one form that can be trained on, and a line that says which form they had; None where there is
+            only one.
         strata: canonical split -> one key per sample, by which a share is held out.
         encode: (canonical split, LabelMap) -> the split with contiguous label ids.
         present: encoded split -> the names of the classes that it has.
@@ -76,8 +77,8 @@ class Task:
     boxes: bool
 
     canonical: Callable[[datasets.Dataset, DataConfig], datasets.Dataset]
-    clean: Callable[..., tuple[dict[str, datasets.Dataset], str]] | None
     label_map: Callable[[Mapping[str, datasets.Dataset], DataConfig, Any], Any]
+    clean: Callable[..., tuple[dict[str, datasets.Dataset], str]] | None
     strata: Callable[[datasets.Dataset], Sequence[Any]]
     encode: Callable[[datasets.Dataset, Any], datasets.Dataset]
     present: Callable[[datasets.Dataset], set[str]]

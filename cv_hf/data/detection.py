@@ -1,551 +1,798 @@
-"""What object detection needs of a dataset: its columns, boxes in one format, labels, and strata.
+"""What object detection needs of a dataset: its canonical columns, its labels, its strata, and boxes that can be used.
 
-A sample is `image`, `image_id` and `objects` {bbox, category, area, iscrowd}, lists of one length, or empty; bbox is
-absolute xywh in pixels of the upright image. In the source, objects are a struct of lists, a list of structs, or
-columns of lists, under the names that are usual for them.
+A sample is `image`, `image_id` and `objects`, lists of equal length: `bbox` (absolute xywh in pixels of the upright
+image), `category`, `area`, `iscrowd`. In the source, objects are a struct of lists, a list of structs, or list columns
+of their own. A bad box loses itself and nothing else; an image without objects stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cv_hf import boxes
+from cv_hf.boxes import TO_XYWH
 from cv_hf.config import DataConfig
 from cv_hf.data import labels as label_maps
 from cv_hf.data.annotations import upright_size
+from cv_hf.data.box_format import ambiguous, prove
 from cv_hf.data.columns import check_given, find_image, keep_columns, listed
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
 from cv_hf.data.labels import LabelMap
 from cv_hf.errors import DataError, did_you_mean
 
-COLUMNS = ("image", "image_id", "objects", "bbox", "category", "area", "iscrowd", "width", "height")
+COLUMNS = ("image", "objects", "bbox", "category", "area", "iscrowd", "image_id", "width", "height")
 _USUAL = {
-    "objects": ("objects", "object", "annotations", "annotation", "instances", "detections", "labels", "label"),
+    "objects": (
+        "objects", "annotations", "object", "annotation", "instances", "detections", "labels", "label", "faces",
+        "digits", "ground_truth",
+    ),
     "bbox": ("bbox", "bboxes", "box", "boxes", "bounding_box", "bounding_boxes"),
     "category": (
-        "category", "categories", "category_id", "category_ids", "label", "labels", "class", "classes", "class_id",
-        "class_ids", "class_label", "class_labels", "cls", "name", "names", "category_name", "category_names",
+        "category", "category_id", "label", "labels", "categories", "class", "class_id", "classes", "category_ids",
+        "label_id", "label_ids", "class_ids", "class_label", "class_labels", "category_name", "label_name",
+        "class_name", "category_names", "label_names", "class_names", "cls", "name", "names", "type", "types",
     ),
     "area": ("area", "areas"),
     "iscrowd": ("iscrowd", "is_crowd", "crowd"),
-    "image_id": ("image_id", "id", "img_id"),
+    "image_id": ("image_id", "img_id", "id"),
     "width": ("width", "image_width", "img_width"),
     "height": ("height", "image_height", "img_height"),
 }  # fmt: skip
-# Formats whose readers give absolute xywh.
-_READ_AS_XYWH = ("coco", "voc", "yolo")
-# Of embedded images whose size no column tells, so many are looked into to tell the format of the boxes; the boxes of
-# the others are judged when their image is decoded.
-_SIZES_READ = 2000
-# Annotations are rounded to whole pixels, and some tools count them from 1.
-_OVERHANG = 1.0
-_NOISE = 0.01
+_EDGES = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"),
+          ("left", "top", "right", "bottom"), ("x", "y", "w", "h"), ("x", "y", "width", "height"),
+          ("left", "top", "width", "height"))  # fmt: skip
+_FIELDS = ("bbox", "category", "area", "iscrowd")
+# What these formats' files hold; their readers give absolute xywh.
+_OWN_FORMATS = {"voc": "xyxy", "yolo": "cxcywh_norm"}
+# Rounding of an annotation. A box that leaves its image by less stays as it is, by more it is clipped.
+_ROUNDING = 0.5
+_IMAGES_TRIED = 1000
+_HEADERS_AT_ONCE = 256
+# With fewer boxes, losing most of them is no sign of a wrong box_format.
+_ENOUGH = 20
 
 
-class _Objects(NamedTuple):
-    """All objects of a split, flat: `row` (n,) says which sample each belongs to."""
+@dataclass(frozen=True)
+class _Place:
+    """Where the boxes stand: the column that holds them (None: columns of their own), and the names in it."""
 
-    row: np.ndarray
-    bbox: np.ndarray
-    category: pa.Array
-    area: np.ndarray
-    iscrowd: np.ndarray
+    container: str | None
+    keys: dict[str, str]
+
+    def column(self, canonical: str) -> str:
+        key = self.keys[canonical]
+        return key if self.container is None else f"{self.container}.{key}"
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """The objects of a split one after the other; a row whose lists are of different lengths has none.
+
+    Attributes:
+        counts: objects of each row.
+        rows, numbers: of each object, its row and its place in it.
+        boxes: (n, 4), NaN where a box is not four numbers, which `broken` tells.
+        areas: NaN where there is none.
+    """
+
+    counts: np.ndarray
+    rows: np.ndarray
+    numbers: np.ndarray
+    boxes: np.ndarray
+    broken: np.ndarray
+    categories: pa.Array
+    areas: np.ndarray
+    crowds: np.ndarray
 
 
 def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
-    """Keep `image` (undecoded), `image_id`, `width`, `height` (null where unknown) and `objects`; no image is read.
+    """Keep the columns `image` (undecoded), `image_id`, `width`, `height` and `objects`; no image is read.
 
-    Boxes keep the format that they have in the source; `clean` brings them to xywh.
+    `objects` is a struct of lists: `bbox` as it stands in the source, `category` its source ids, `area` (null where
+    there is none), `iscrowd`. `width` and `height` are null where the source has none.
 
     Raises:
         DataError: a column cannot be found, or has a type that is not read.
     """
-    features, given = dataset.features, dict(data.columns)
+    given = dict(data.columns)
     check_given(given, COLUMNS)
-    image = find_image(features, given)
-    others = {name: feature for name, feature in features.items() if name != image}
-    paths = _find_paths(others, given, data)
-    table = dataset.select_columns([name for name in others]).with_format("arrow")[:] if others else None
-    lengths, flat = None, {}
-    for name in ("bbox", "category", "area", "iscrowd"):
-        if name in paths:
-            counts, flat[name] = _flatten(table, paths[name])
-            if lengths is not None and not np.array_equal(counts, lengths):
-                bad = int(np.flatnonzero(counts != lengths)[0])
-                raise DataError(
-                    f"row {bad}: {'.'.join(paths[name])} has {counts[bad]} values for {lengths[bad]} boxes "
-                    f"({'.'.join(paths['bbox'])})."
-                )
-            lengths = counts
-    number = int(lengths.sum())
-    category_feature = _leaf(features, paths["category"]) if "category" in paths else datasets.Value("int64")
-    category = flat.get("category", pa.array(np.zeros(number, np.int64)))
-    if not isinstance(category_feature, datasets.ClassLabel):
-        category = category.cast(pa.string() if _is_text(category.type) else pa.int64())
-        category_feature = datasets.Value(str(category.type))
-    bbox = _box_array(flat["bbox"])
-    area = flat["area"].cast(pa.float64()).to_numpy(zero_copy_only=False) if "area" in flat else np.full(number, np.nan)
-    crowd = (
-        pc.fill_null(flat["iscrowd"].cast(pa.bool_()), False).to_numpy(zero_copy_only=False)
-        if "iscrowd" in flat
-        else np.zeros(number, bool)
-    )
-    kept = keep_columns(dataset.select_columns([image]), {"image": image})
-    for name in ("image_id", "width", "height"):
-        found = _usual(others, name, given, lambda feature: isinstance(feature, datasets.Value))
-        if found is not None and name == "image_id":
-            column = table.column(found)
-            column = column.cast(pa.string() if not pa.types.is_integer(column.type) else pa.int64())
-        elif found is not None and not _is_text(table.column(found).type):
-            column = table.column(found).cast(pa.int64(), safe=False)
-        else:
-            column = pa.array(range(len(dataset)) if name == "image_id" else [None] * len(dataset), pa.int64())
-        kept = kept.add_column(name, column, feature=datasets.Value(str(column.type)))
-    rows = np.repeat(np.arange(len(dataset)), lengths)
-    kept = _with_objects(kept, _Objects(rows, bbox, category, area, crowd), category_feature)
-    sources = {"image": image, **{name: ".".join(path) for name, path in paths.items()}}
-    kept._source_columns = sources
-    return kept
-
-
-def clean(
-    rows: Mapping[str, datasets.Dataset], data: DataConfig, source_format: str, findings: Findings
-) -> tuple[dict[str, datasets.Dataset], str]:
-    """Bring all boxes to absolute xywh, and drop or clip those that do not fit their image.
-
-    Args:
-        rows: canonical splits, with `file`.
-        data: the data section; `box_format` states what is otherwise the format's own or proved from the boxes.
-        source_format: one of `config.FORMATS`.
-        findings: filled with each bad box, which loses itself and nothing else.
-
-    Returns:
-        the splits without `width` and `height`, and a line that says which format the boxes have and why.
-
-    Raises:
-        DataError: the format of the boxes cannot be told; or on_bad_sample is "stop", and a box is bad.
-    """
-    objects = {role: _objects(split) for role, split in rows.items()}
-    sizes = {role: _sizes(split) for role, split in rows.items()}
-    per_box = {role: sizes[role][objects[role].row] for role in rows}
-    if source_format in _READ_AS_XYWH:
-        chosen, why = "xywh", f"as {source_format} has them"
-    elif data.box_format:
-        chosen, why = data.box_format, "as the recipe says"
+    image = find_image(dataset.features, given)
+    others = {name: feature for name, feature in dataset.features.items() if name != image}
+    place = _find_place(others, given)
+    members = _members(others, place.container)
+    sources = {name: _find_value(others, name, given) for name in ("image_id", "width", "height")}
+    sources = {name: source for name, source in sources.items() if source is not None}
+    columns = [*sources.values(), *([place.container] if place.container else place.keys.values())]
+    table = dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:]
+    counts, flat = _flattened(table, place, "bbox")
+    lists = {"bbox": _listed(counts, _float_lists(flat))}
+    if "category" in place.keys:
+        of_each, flat = _flattened(table, place, "category")
+        flat, feature = _categories(flat, members[place.keys["category"]])
     else:
-        chosen, why = _prove(
-            np.concatenate([found.bbox for found in objects.values()]), np.concatenate(list(per_box.values()))
-        )
-    cleaned = {}
-    for role, split in rows.items():
-        found, size = objects[role], per_box[role]
-        known = ~np.isnan(size).any(axis=1)
-        if chosen.endswith("_norm") and not known.all():
-            # These cannot be told in pixels without the size, so here every image is looked into.
-            sizes[role] = _sizes(split, everything=True)
-            size = sizes[role][found.row]
-        with np.errstate(invalid="ignore"):
-            xywh = boxes.TO_XYWH[chosen](found.bbox, size)
-        xywh, codes = _judge(xywh, found.bbox, size)
-        codes = np.where((codes == "") & _unlabelled(found.category, split), "box-without-label", codes)
-        if (codes != "").any():
-            names = split.select_columns("file")["file"][:]
-            places = np.arange(len(found.row)) - np.searchsorted(found.row, found.row)
-            for index in np.flatnonzero(codes != ""):
-                code, row = str(codes[index]), found.row[index]
-                name = f"{names[row]} box {places[index]}"
-                shown = ", ".join(f"{edge:g}" for edge in found.bbox[index])
-                reason = f"{chosen} [{shown}]" + ("" if np.isnan(size[index]).any() else _in_image(size[index]))
-                if code == "box-clipped":
-                    findings.add(code, name, reason)
-                else:
-                    findings.drop(code, name, reason, data.on_bad_sample)
-        keep = (codes == "") | (codes == "box-clipped")
-        area = np.where(np.isnan(found.area) | (found.area <= 0), xywh[:, 2] * xywh[:, 3], found.area)
-        kept = _Objects(
-            found.row[keep], xywh[keep], found.category.filter(pa.array(keep)), area[keep], found.iscrowd[keep]
-        )
-        feature = split.features["objects"]["category"].feature
-        cleaned[role] = _with_objects(split.remove_columns(["objects", "width", "height"]), kept, feature)
-    return cleaned, f"boxes: {chosen}, {why}"
+        (source,) = _only_class(data).sources
+        of_each, flat, feature = counts, pa.array([source] * len(flat), pa.int64()), datasets.Value("int64")
+    lists["category"] = _listed(of_each, flat)
+    for name, kind, absent in (("area", pa.float64(), None), ("iscrowd", pa.bool_(), False)):
+        if name in place.keys:
+            of_each, flat = _flattened(table, place, name)
+            flat = flat.cast(pa.float64(), safe=False)
+            flat = flat if name == "area" else pc.fill_null(pc.not_equal(flat, 0), False)
+        else:
+            of_each, flat = counts, pa.array([absent] * int(counts.sum()), kind)
+        lists[name] = _listed(of_each, flat.cast(kind))
+    kept = keep_columns(dataset, {"image": image})
+    kept = _with_column(kept, "image_id", *_image_ids(table, sources.get("image_id")))
+    for name in ("width", "height"):
+        column = table[sources[name]] if name in sources else pa.nulls(len(table), pa.int64())
+        column = pc.fill_null(pc.round(column.cast(pa.float64(), safe=False)), -1).cast(pa.int64(), safe=False)
+        column = pc.if_else(pc.greater(column, 0), column, pa.scalar(None, pa.int64()))
+        kept = _with_column(kept, name, column, datasets.Value("int64"))
+    kept = _with_objects(kept, lists, feature)
+    kept._source_columns = {"image": image} | {name: place.column(name) for name in place.keys}
+    return kept
 
 
 def label_map(
     splits: Mapping[str, datasets.Dataset], data: DataConfig, source_labels: LabelMap | None = None
 ) -> LabelMap:
-    """The classes: as the recipe names them, else as the format does, else by ClassLabel, else the values seen.
+    """The classes of all splits: as the recipe names them, else the format's own, else by ClassLabel, else the values
+    seen. A class without boxes keeps its place; negative numbers are no classes.
 
     Raises:
         DataError: labels that differ in type, or do not fit the recipe's.
     """
-    features = [split.features["objects"]["category"].feature for split in splits.values()]
-    class_names = features[0].names if isinstance(features[0], datasets.ClassLabel) else None
-    if any(getattr(feature, "names", None) != class_names for feature in features):
-        raise DataError(f"the splits {', '.join(splits)} have different lists of classes.")
-    if data.labels is None and source_labels is not None:
-        return source_labels
-    if data.labels is None and class_names is not None:
-        return label_maps.from_class_names(class_names)
-    values = {value for split in splits.values() for value in _objects(split).category.unique().to_pylist()}
-    seen = label_maps.from_values(values - {None})
+    features = {role: split.features["objects"]["category"].feature for role, split in splits.items()}
+    class_names = {role: tuple(getattr(feature, "names", ())) for role, feature in features.items()}
+    if len(set(class_names.values())) > 1:
+        raise DataError(f"the splits {', '.join(splits)} have different lists of classes for their boxes.")
+    names, sources = next(iter(class_names.values())) or None, None
+    if source_labels is not None:
+        names, sources = source_labels.names, source_labels.sources
+    if names is not None and data.labels is None:
+        return LabelMap(names, range(len(names)) if sources is None else sources, data.ignore_index)
+    values = {value for split in splits.values() for value in _distinct(_flat(split).categories)} - {None}
+    seen = label_maps.from_values(
+        (value for value in values if isinstance(value, str) or value >= 0), data.ignore_index
+    )
     if data.labels is None:
         return seen
-    folder = Path(data.id) if Path(data.id).is_dir() else Path(data.id).parent
-    if source_labels is not None and isinstance(data.labels, list):
-        renamed = label_maps.from_recipe(data.labels, class_names=source_labels.names, kind=int)
-        return LabelMap(renamed.names, tuple(source_labels.sources[index] for index in renamed.sources))
-    kind = type(seen.sources[0]) if seen.sources else int
-    return label_maps.from_recipe(data.labels, folder=folder, class_names=class_names, kind=kind)
+    kinds = {type(source) for source in (seen.sources if sources is None else sources)} or {str}
+    return label_maps.from_recipe(
+        data.labels,
+        folder=_folder(data),
+        class_names=names,
+        class_sources=sources,
+        kind=kinds.pop(),
+        ignore_index=data.ignore_index,
+    )
+
+
+def clean(
+    rows: Mapping[str, datasets.Dataset], labels: LabelMap, data: DataConfig, source_format: str, findings: Findings
+) -> tuple[dict[str, datasets.Dataset], str]:
+    """Bring all boxes to absolute xywh, and drop or clip those that are wrong; each loses itself and nothing else.
+
+    Args:
+        rows: canonical splits, with `file`; what they prove together of the format of the boxes holds for all.
+        labels: boxes of other classes are dropped.
+        data: the data section; `box_format` states what is otherwise the format's own or proved from the boxes.
+        source_format: one of `config.FORMATS`.
+        findings: filled with each bad box.
+
+    Returns:
+        the splits without `width` and `height`, and a line that says which format the boxes have and why.
+
+    Raises:
+        DataError: the format of the boxes is not certain; most are no boxes in it; no box has a label of the map; or
+            on_bad_sample is "stop", and a box is bad.
+    """
+    objects = {role: _flat(split) for role, split in rows.items()}
+    box_format, why = _box_format(rows, objects, data, source_format)
+    cleaned = {
+        role: _clean_split(split, objects[role], labels, data, box_format, findings) for role, split in rows.items()
+    }
+    return cleaned, f"boxes: {box_format}, {why}"
 
 
 def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
-    """Replace the categories by contiguous ids.
+    """Replace the categories by contiguous ids, a list of ClassLabel of the map's names.
 
     Raises:
-        DataError: a label that is not in the map.
+        DataError: a category that is not in the map.
     """
-    found = _objects(dataset)
-    feature = dataset.features["objects"]["category"].feature
-    ids = {}
-    for value in found.category.unique().to_pylist():
-        try:
-            ids[value] = labels.encode(value)
-        except DataError:
-            names = getattr(feature, "names", None)
-            raise labels.unknown(names[value] if names and 0 <= value < len(names) else value) from None
-    encoded = found.category.dictionary_encode()
-    table = np.array([ids[value] for value in encoded.dictionary.to_pylist()], np.int64)
-    category = pa.array(table[encoded.indices.to_numpy()] if len(encoded) else np.zeros(0, np.int64))
-    found = found._replace(category=category)
-    return _with_objects(dataset.remove_columns("objects"), found, datasets.ClassLabel(names=list(labels.names)))
-
-
-def strata(dataset: datasets.Dataset) -> Sequence[str]:
-    """For each sample of an encoded split the rarest of its classes, "" where there is no object.
-
-    So a share that is held out has its part of the rare classes too.
-    """
-    found = _objects(dataset)
-    names = dataset.features["objects"]["category"].feature.names
-    category = found.category.to_numpy(zero_copy_only=False).astype(np.int64)
-    pairs = np.unique(np.stack([found.row, category], axis=1), axis=0).reshape(-1, 2)
-    images = np.bincount(pairs[:, 1], minlength=len(names))
-    rarest = np.full(len(dataset), -1)
-    # The rarest is written last.
-    for row, index in pairs[np.lexsort((pairs[:, 1], -images[pairs[:, 1]]))]:
-        rarest[row] = index
-    return ["" if index < 0 else names[index] for index in rarest]
-
-
-def present(dataset: datasets.Dataset) -> set[str]:
-    """The names of the classes that an encoded split has objects of."""
-    names = dataset.features["objects"]["category"].feature.names
-    return {names[index] for index in _objects(dataset).category.unique().to_pylist()}
+    objects = _flat(dataset)
+    ids = _ids(objects.categories, labels)
+    for place in np.flatnonzero(ids < 0)[:1].tolist():
+        raise labels.unknown(_named(objects.categories[place].as_py(), _category(dataset)))
+    column = _objects_column(dataset)
+    lists = {name: pc.struct_field(column, name) for name in _FIELDS}
+    lists["category"] = _listed(objects.counts, pa.array(ids))
+    return _with_objects(dataset.remove_columns("objects"), lists, datasets.ClassLabel(names=list(labels.names)))
 
 
 def fit(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
-    """Make a row's boxes fit its decoded image, whose (height, width) the annotations may have got wrong.
+    """Make the objects of one encoded row fit its decoded image of (height, width), whatever the annotations say.
 
     Returns:
-        the row, and a finding (code, name, reason) for each box that was dropped or clipped.
+        the row, and findings as (code, name, reason).
     """
     objects = row["objects"]
-    before = np.array(objects["bbox"], np.float64).reshape(-1, 4)
-    ends = before[:, :2] + before[:, 2:]
-    if not len(before) or ((before >= 0).all() and (ends <= (size[1] + _NOISE, size[0] + _NOISE)).all()):
+    height, width = size[0] + _ROUNDING, size[1] + _ROUNDING
+    if all(
+        x >= -_ROUNDING and y >= -_ROUNDING and x + w <= width and y + h <= height for x, y, w, h in objects["bbox"]
+    ):
         return row, []
-    after, codes = _judge(before, before, np.broadcast_to(np.array(size, np.float64), (len(before), 2)))
-    keep = (codes == "") | (codes == "box-clipped")
-    findings = [
-        (str(code), f"{row['file']} box {place}", "[" + ", ".join(f"{edge:g}" for edge in box) + "]" + _in_image(size))
-        for place, (code, box) in enumerate(zip(codes, before, strict=True))
-        if code
-    ]
-    kept = {
-        name: [value for value, stays in zip(values, keep, strict=True) if stays] for name, values in objects.items()
-    }
-    return {**row, "objects": {**kept, "bbox": after[keep].tolist()}}, findings
+    boxes = np.array(objects["bbox"], np.float64)
+    clipped, outside, cut = _clip(boxes, np.array([size] * len(boxes), np.float64))
+    areas = np.where(cut, np.minimum(objects["area"], clipped[:, 2] * clipped[:, 3]), objects["area"])
+    found = []
+    for code, places in (("box-outside", outside), ("box-clipped", cut)):
+        for number in np.flatnonzero(places).tolist():
+            found.append((code, f"{row['file']} box {number}", "xywh " + _shown(objects["bbox"][number], size)))
+    values = {**objects, "bbox": clipped.tolist(), "area": areas.tolist()}
+    kept = np.flatnonzero(~outside).tolist()
+    return {**row, "objects": {name: [value[place] for place in kept] for name, value in values.items()}}, found
+
+
+def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
+    """The rarest class of each image of an encoded split, by the number of images that show it; None without objects.
+
+    A share that is held out of each of these holds the rare classes too.
+    """
+    objects = _flat(dataset)
+    names = dataset.features["objects"]["category"].feature.names
+    categories = _as_numpy(objects.categories, np.int64)
+    rows, categories = np.divmod(np.unique(objects.rows * len(names) + categories), len(names))
+    frequency = np.bincount(categories, minlength=len(names))
+    # Of each image the class of the lowest rank; of two as rare, the first in the map.
+    rank = np.empty(len(names), np.int64)
+    order = np.lexsort((np.arange(len(names)), frequency))
+    rank[order] = np.arange(len(names))
+    rarest = np.full(len(dataset), len(names), np.int64)
+    np.minimum.at(rarest, rows, rank[categories])
+    by_rank = [*(names[index] for index in order), None]
+    return [by_rank[place] for place in rarest.tolist()]
+
+
+def present(dataset: datasets.Dataset) -> set[str]:
+    """The names of the classes that an encoded split has boxes of."""
+    names = dataset.features["objects"]["category"].feature.names
+    return {names[index] for index in _distinct(_flat(dataset).categories)}
 
 
 def coco_ids(labels: LabelMap) -> list[int]:
     """A category id for each class: that of the data where these are numbers, else 1, 2, ..."""
-    if any(isinstance(source, int) and not isinstance(source, bool) for source in labels.sources):
-        free = iter(set(range(2 * len(labels) + 1)) - set(labels.sources))
+    if any(type(source) is int for source in labels.sources):
+        free = iter(sorted(set(range(2 * len(labels) + 1)) - set(labels.sources)))
         return [next(free) if source is None else int(source) for source in labels.sources]
     return list(range(1, len(labels) + 1))
 
 
-def _find_paths(features: Mapping[str, Any], given: Mapping[str, str], data: DataConfig) -> dict[str, tuple[str, ...]]:
-    """Where bbox, category, area and iscrowd are: (column,) or (column of objects, field)."""
-    container = _container(features, given)
-    fields = _fields(features[container]) if container else features
-    paths: dict[str, tuple[str, ...]] = {}
-    for name in ("bbox", "category", "area", "iscrowd"):
-        found = None
-        if name in given:
-            path = tuple(given[name].split("."))
-            if len(path) == 2 and path[0] in features and path[1] in (_fields(features[path[0]]) or {}):
-                paths[name] = path
-                continue
-            found = path[-1]
-            if found not in fields and found not in features:
-                near = did_you_mean(found, [*fields, *features])
-                raise DataError(f"data.columns.{name}: there is no {given[name]!r}.{near} Columns: {listed(features)}.")
-            if container and found in fields:
-                paths[name] = (container, found)
-            else:
-                paths[name] = (found,)
-            continue
-        candidates = {key: feature for key, feature in fields.items() if container or _is_list(feature)}
-        if name == "category":
-            taken = paths["bbox"][-1]
-            candidates = {key: feature for key, feature in candidates.items() if key != taken}
-            typed = [
-                key
-                for key, feature in candidates.items()
-                if isinstance(_inner(feature), datasets.ClassLabel) and key not in _USUAL["area"] + _USUAL["iscrowd"]
-            ]
-            found = typed[0] if len(typed) == 1 else None
-        found = found or _usual(candidates, name, {}, lambda feature: True)
-        if found is not None:
-            paths[name] = (container, found) if container else (found,)
-        elif name == "bbox":
-            raise DataError(
-                f"no boxes were found among: {listed(features)}.\n"
-                "Name them in the recipe: data.columns: {bbox: COLUMN} or {bbox: OBJECTS.FIELD}."
-            )
-    if "category" not in paths and not (isinstance(data.labels, list) and len(data.labels) == 1):
-        raise DataError(
-            f"the boxes have no class among: {listed(fields)}.\nName it in the recipe, data.columns: "
-            "{category: FIELD}; or, where there is one class only, give its name: data.labels: [NAME]."
-        )
-    return paths
-
-
-def _container(features: Mapping[str, Any], given: Mapping[str, str]) -> str | None:
-    """The column of structs that hold boxes, if there is one."""
+def _find_place(features: Mapping[str, Any], given: Mapping[str, str]) -> _Place:
+    containers = [name for name in features if _members(features, name)]
     if "objects" in given:
         name = given["objects"]
-        if name not in features or not _fields(features[name]):
-            raise DataError(f"data.columns.objects: {name!r} is no column of objects. Columns: {listed(features)}.")
+        if name not in features:
+            raise DataError(
+                f"data.columns.objects: there is no column {name!r}.{did_you_mean(name, features)} "
+                f"Columns: {listed(features)}."
+            )
+        found: list[str | None] = [name]
+    elif "bbox" in given:
+        name = given["bbox"]
+        outer = name.partition(".")[0]
+        if outer in containers:
+            found = [outer]
+        elif name in features:
+            found = [None]
+        else:
+            found = [each for each in containers if name in _members(features, each)]
+    else:
+        found = [each for each in containers if _box_key(_members(features, each), given, each)]
+        if not found and _box_key(_members(features, None), given, None):
+            found = [None]
+        if len(found) > 1:
+            by_lower = {str(each).lower(): each for each in reversed(found)}
+            found = [by_lower[name] for name in _USUAL["objects"] if name in by_lower][:1] or found
+    if len(found) != 1:
+        what = "more than one column could hold the boxes" if found else "no column of boxes was found"
+        raise DataError(
+            f"{what} among: {listed(features)}.\n"
+            "Name it in the recipe: data.columns: {objects: NAME}; or {bbox: NAME, category: NAME} for lists."
+        )
+    container = found[0]
+    members = _members(features, container)
+    box = _box_key(members, given, container)
+    if box is None:
+        where = f"column {container!r}" if container else "the dataset"
+        raise DataError(
+            f"{where} has no list of boxes ({', '.join(_USUAL['bbox'][:4])}) among: {listed(members)}.\n"
+            "Name it in the recipe: data.columns: {bbox: NAME}."
+        )
+    keys = {"bbox": box}
+    others = {name: feature for name, feature in members.items() if name != box}
+    for canonical, fits in (("category", _is_category), ("area", _is_number), ("iscrowd", _is_number)):
+        key = _key(others, canonical, given, container, fits)
+        if key is not None:
+            keys[canonical] = key
+    return _Place(container, keys)
+
+
+def _members(features: Mapping[str, Any], container: str | None) -> dict[str, Any]:
+    """What one object consists of, {name: feature}, in a column of objects or (None) in list columns of their own."""
+    feature = dict(features) if container is None else features.get(container)
+    if isinstance(feature, dict):
+        return {name: inner.feature for name, inner in feature.items() if _is_list(inner)}
+    return dict(feature.feature) if _is_list(feature) and isinstance(feature.feature, dict) else {}
+
+
+def _box_key(members: Mapping[str, Any], given: Mapping[str, str], container: str | None) -> str | None:
+    return _key(members, "bbox", given, container, _is_box)
+
+
+def _key(
+    members: Mapping[str, Any],
+    canonical: str,
+    given: Mapping[str, str],
+    container: str | None,
+    fits: Callable[[Any], bool],
+) -> str | None:
+    """The member that is a canonical one: as the recipe says, else by usual names; ClassLabel, then text first."""
+    fitting = {name: feature for name, feature in members.items() if fits(feature)}
+    if canonical in given:
+        name = given[canonical]
+        name = name.removeprefix(f"{container}.") if container else name
+        if name not in fitting:
+            near = did_you_mean(name, fitting)
+            what = "is of a type that is not read" if name in members else "is not there"
+            raise DataError(
+                f"data.columns.{canonical}: {given[canonical]!r} {what}.{near} There are: {listed(members)}."
+            )
         return name
-    if "bbox" in given and "." not in given["bbox"] and given["bbox"] in features:
-        return None
-    boxed = [
+    by_lower = {name.lower(): name for name in reversed(fitting)}
+    found = [by_lower[name] for name in _USUAL[canonical] if name in by_lower]
+    return min(found, key=lambda name: _rank(fitting[name]), default=None)
+
+
+def _rank(feature: Any) -> int:
+    if isinstance(feature, datasets.ClassLabel):
+        return 0
+    return 1 if getattr(feature, "dtype", "") in ("string", "large_string") else 2
+
+
+def _find_value(features: Mapping[str, Any], canonical: str, given: Mapping[str, str]) -> str | None:
+    """The column of an image's id, width or height, or None."""
+    kinds = ("int", "uint", "string", "large_string") if canonical == "image_id" else ("int", "uint", "float")
+    fitting = [
         name
         for name, feature in features.items()
-        if (fields := _fields(feature))
-        and any(key.lower() in _USUAL["bbox"] or key == given.get("bbox") for key in fields)
+        if isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
     ]
-    return next((name for name in _USUAL["objects"] if name in boxed), boxed[0] if boxed else None)
-
-
-def _usual(features: Mapping[str, Any], name: str, given: Mapping[str, str], fits: Callable[[Any], bool]) -> str | None:
-    if name in given:
-        if given[name] not in features:
-            raise DataError(f"data.columns.{name}: there is no column {given[name]!r}. Columns: {listed(features)}.")
-        return given[name]
-    by_lower = {key.lower(): key for key in reversed(features) if fits(features[key])}
-    return next((by_lower[usual] for usual in _USUAL[name] if usual in by_lower), None)
+    if canonical in given:
+        if given[canonical] not in fitting:
+            known = ", ".join(fitting) or "none"
+            raise DataError(
+                f"data.columns.{canonical}: {given[canonical]!r} is not one of the columns that fit: {known}."
+            )
+        return given[canonical]
+    by_lower = {name.lower(): name for name in reversed(fitting)}
+    return next((by_lower[name] for name in _USUAL[canonical] if name in by_lower), None)
 
 
 def _is_list(feature: Any) -> bool:
     return isinstance(feature, (datasets.List, datasets.LargeList))
 
 
-def _inner(feature: Any) -> Any:
-    return feature.feature if _is_list(feature) else feature
+def _is_number(feature: Any) -> bool:
+    if not isinstance(feature, datasets.Value):
+        return isinstance(feature, datasets.ClassLabel)
+    return feature.dtype.startswith(("int", "uint", "float", "bool", "null"))
 
 
-def _fields(feature: Any) -> Mapping[str, Any] | None:
-    inner = _inner(feature)
-    return inner if isinstance(inner, dict) else None
-
-
-def _leaf(features: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    feature = features[path[0]]
-    return _inner(feature if len(path) == 1 else _fields(feature)[path[1]])
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _flatten(table: pa.Table, path: tuple[str, ...]) -> tuple[np.ndarray, pa.Array]:
-    """How many values each row has, and all of them."""
-    column = table.column(path[0]).combine_chunks()
-    if len(path) == 2 and pa.types.is_struct(column.type):
-        column = pc.struct_field(column, path[1])
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        raise DataError(f"column {'.'.join(path)} does not hold a list per image ({column.type}).")
-    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    flat = column.flatten()
-    if len(path) == 2 and pa.types.is_struct(flat.type):
-        flat = pc.struct_field(flat, path[1])
-    return counts, flat
-
-
-def _box_array(flat: pa.Array) -> np.ndarray:
-    """(n, 4) float64; NaN for what is no list of four numbers."""
-    kind = flat.type
-    if pa.types.is_struct(kind):
-        names = [field.name for field in kind]
-        for keys in (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h"),
-                     ("x", "y", "width", "height"), ("left", "top", "width", "height")):  # fmt: skip
-            if set(keys) <= set(names):
-                parts = [pc.struct_field(flat, key).cast(pa.float64()).to_numpy(zero_copy_only=False) for key in keys]
-                return np.stack(parts, axis=1)
-        raise DataError(f"boxes of the fields {', '.join(names)} are not read; give lists of four numbers.")
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        if len(flat) == 0:
-            return np.zeros((0, 4))
-        raise DataError(f"the boxes are {kind}, not lists of four numbers.")
-    lengths = pc.fill_null(pc.list_value_length(flat), 0).to_numpy(zero_copy_only=False)
-    numbers = flat.flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
-    if pa.types.is_fixed_size_list(kind) and flat.null_count:
-        numbers = flat.drop_null().flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
-    result = np.full((len(flat), 4), np.nan)
-    whole = lengths == 4
-    result[whole] = numbers[np.repeat(whole, lengths)].reshape(-1, 4)
-    return result
-
-
-def _objects(split: datasets.Dataset) -> _Objects:
-    """The objects of a canonical split."""
-    column = split.select_columns("objects").with_format("arrow")[:].column("objects").combine_chunks()
-    parts = {name: pc.struct_field(column, name) for name in ("bbox", "category", "area", "iscrowd")}
-    counts = pc.fill_null(pc.list_value_length(parts["bbox"]), 0).to_numpy(zero_copy_only=False)
-    return _Objects(
-        np.repeat(np.arange(len(split)), counts),
-        _box_array(parts["bbox"].flatten()),
-        parts["category"].flatten(),
-        parts["area"].flatten().to_numpy(zero_copy_only=False).astype(np.float64),
-        pc.fill_null(parts["iscrowd"].flatten(), False).to_numpy(zero_copy_only=False).astype(bool),
+def _is_box(feature: Any) -> bool:
+    """A list of numbers, or a struct of four; or nothing, where no image of a split has a box."""
+    if isinstance(feature, dict):
+        return _edges(feature) is not None
+    plain = feature.feature if _is_list(feature) else feature
+    return (
+        _is_number(plain)
+        and not isinstance(plain, datasets.ClassLabel)
+        and (_is_list(feature) or plain.dtype == "null")
     )
 
 
-def _with_objects(dataset: datasets.Dataset, found: _Objects, category: Any) -> datasets.Dataset:
-    counts = np.bincount(found.row, minlength=len(dataset)) if len(dataset) else np.zeros(0, np.int64)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-    fours = pa.array(np.arange(0, 4 * len(found.row) + 1, 4, dtype=np.int32))
-    values = {
-        "bbox": pa.ListArray.from_arrays(fours, pa.array(found.bbox.reshape(-1), pa.float64())),
-        "category": found.category,
-        "area": pa.array(found.area, pa.float64(), from_pandas=True),
-        "iscrowd": pa.array(found.iscrowd, pa.bool_()),
-    }
-    lists = [pa.ListArray.from_arrays(offsets, value) for value in values.values()]
-    features = {
+def _edges(names: Collection[str]) -> tuple[str, ...] | None:
+    """The four numbers of a box that is a struct, in the order of xyxy or xywh."""
+    return next((keys for keys in _EDGES if set(keys) <= set(names)), None)
+
+
+def _is_category(feature: Any) -> bool:
+    return _is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
+
+
+def _categories(flat: pa.Array, feature: Any) -> tuple[pa.Array, Any]:
+    """Source ids as int64, float64, text or booleans, and their feature; null where a split has no object."""
+    if isinstance(feature, datasets.ClassLabel):
+        return flat.cast(pa.int64()), feature
+    kind = flat.type
+    if pa.types.is_integer(kind):
+        kind = pa.int64()
+    elif pa.types.is_large_string(kind):
+        kind = pa.string()
+    elif pa.types.is_floating(kind):
+        kind = pa.float64()
+    names = {pa.float64(): "float64", pa.bool_(): "bool"}
+    return flat.cast(kind), datasets.Value(names.get(kind, str(kind)))
+
+
+def _only_class(data: DataConfig) -> LabelMap:
+    """The label map of boxes without classes."""
+    found = None if data.labels is None else label_maps.from_recipe(data.labels, folder=_folder(data), kind=int)
+    if found is None or len(found) != 1:
+        raise DataError(
+            "the boxes have no classes. Name the class of all of them in the recipe (data.labels: [face]),\n"
+            "or say where they are: data.columns: {category: NAME}."
+        )
+    return found
+
+
+def _folder(data: DataConfig) -> Path:
+    return Path(data.id) if Path(data.id).is_dir() else Path(data.id).parent
+
+
+def _flattened(table: pa.Table, place: _Place, canonical: str) -> tuple[np.ndarray, pa.Array]:
+    """Objects per row, and one member of all objects one after the other."""
+    key = place.keys[canonical]
+    column = table[place.container or key].combine_chunks()
+    if place.container is None:
+        return _counts(column), pc.list_flatten(column)
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, key)
+        return _counts(column), pc.list_flatten(column)
+    return _counts(column), pc.struct_field(pc.list_flatten(column), key)
+
+
+def _counts(lists: pa.Array) -> np.ndarray:
+    if pa.types.is_null(lists.type):
+        return np.zeros(len(lists), np.int64)
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _listed(counts: np.ndarray, flat: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)), flat)
+
+
+def _float_lists(boxes: pa.Array) -> pa.Array:
+    """Boxes as lists of float64, those without numbers empty."""
+    if pa.types.is_null(boxes.type):
+        return _listed(np.zeros(len(boxes), np.int64), pa.array([], pa.float64()))
+    if pa.types.is_struct(boxes.type):
+        edges = _edges([field.name for field in boxes.type]) or ()
+        parts = [_as_numpy(pc.struct_field(boxes, edge).cast(pa.float64()), np.float64) for edge in edges]
+        return _listed(np.full(len(boxes), 4), pa.array(np.stack(parts, axis=1).reshape(-1)))
+    return _listed(_counts(boxes), pc.list_flatten(boxes).cast(pa.float64(), safe=False))
+
+
+def _image_ids(table: pa.Table, column: str | None) -> tuple[pa.Array, datasets.Value]:
+    """The source's ids of the images where each has its own, else the numbers of the rows."""
+    if column is not None:
+        ids = table[column].combine_chunks()
+        ids = ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string())
+        if not ids.null_count and len(ids.unique()) == len(ids):
+            return ids, datasets.Value(str(ids.type))
+    return pa.array(range(len(table)), pa.int64()), datasets.Value("int64")
+
+
+def _with_column(dataset: datasets.Dataset, name: str, column: Any, feature: Any) -> datasets.Dataset:
+    if not len(dataset):
+        features = datasets.Features({**dataset.features, name: feature})
+        return datasets.Dataset.from_dict({each: [] for each in features}, features=features)
+    return dataset.add_column(name, column, feature=feature)
+
+
+def _with_objects(dataset: datasets.Dataset, lists: Mapping[str, pa.Array], category: Any) -> datasets.Dataset:
+    feature = {
         "bbox": datasets.List(datasets.List(datasets.Value("float64"))),
         "category": datasets.List(category),
         "area": datasets.List(datasets.Value("float64")),
         "iscrowd": datasets.List(datasets.Value("bool")),
     }
-    return dataset.add_column("objects", pa.StructArray.from_arrays(lists, names=list(values)), feature=features)
+    column = pa.StructArray.from_arrays([lists[name] for name in feature], names=list(feature))
+    return _with_column(dataset, "objects", column, feature)
 
 
-def _unlabelled(category: pa.Array, split: datasets.Dataset) -> np.ndarray:
-    missing = category.is_null().to_numpy(zero_copy_only=False)
-    if isinstance(split.features["objects"]["category"].feature, datasets.ClassLabel):
-        missing = missing | (pc.fill_null(category, 0).to_numpy(zero_copy_only=False) < 0)
-    return missing
+def _objects_column(dataset: datasets.Dataset) -> pa.Array:
+    return dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
 
 
-def _sizes(split: datasets.Dataset, everything: bool = False) -> np.ndarray:
-    """(height, width) of each upright image, (n, 2): of its columns, else of the file's header; NaN where not read."""
-    columns = split.select_columns(["height", "width"]).with_format("arrow")[:]
-    sizes = np.stack([columns.column(name).cast(pa.float64()).to_numpy() for name in ("height", "width")], axis=1)
-    sizes[~(sizes > 0).all(axis=1)] = np.nan
-    unknown = np.flatnonzero(np.isnan(sizes).any(axis=1))
-    if len(unknown):
-        images = split.select_columns("image").with_format("arrow").select(unknown)[:].column("image")
-        embedded = pc.struct_field(images, "bytes").is_valid().to_numpy()
-        # Headers of files are read anyhow, by check_images; embedded images are as large as the dataset.
-        spread = np.linspace(0, max(0, embedded.sum() - 1), min(_SIZES_READ, embedded.sum())).astype(int)
-        few = np.zeros(len(unknown), bool)
-        few[np.flatnonzero(embedded)[spread]] = True
-        wanted = unknown if everything else unknown[~embedded | few]
-        with ThreadPoolExecutor(8) as pool:
-            found = pool.map(_size_of, (split[int(index)]["image"] for index in wanted))
-            for index, size in zip(wanted, found, strict=True):
-                sizes[index] = size
-    return sizes
+def _mismatched(objects: pa.Array) -> np.ndarray:
+    """The rows whose lists are of different lengths, so that nobody knows which class is which box's."""
+    counts = np.stack([_counts(pc.struct_field(objects, name)) for name in _FIELDS])
+    return np.flatnonzero((counts != counts[0]).any(axis=0))
 
 
-def _size_of(image: Mapping[str, Any]) -> tuple[float, float]:
-    try:
-        return upright_size(image)
-    except UnreadableImage:
-        return (np.nan, np.nan)
-
-
-def _judge(xywh: np.ndarray, source: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes clipped to their images, and for each what is wrong with it, "" for nothing."""
-    known = ~np.isnan(size).any(axis=1)
-    codes = np.full(len(xywh), "", dtype="U32")
-    with np.errstate(invalid="ignore"):
-        clipped = np.where(known[:, None], _clipped(xywh, size), xywh)
-        outside = known & (clipped[:, 2:] <= 0).any(axis=1)
-        overhang = known & (np.abs(boxes.xywh_to_xyxy(clipped) - boxes.xywh_to_xyxy(xywh)) > _NOISE).any(axis=1)
-        codes[overhang] = "box-clipped"
-        codes[outside] = "box-outside"
-        codes[(xywh[:, 2:] == 0).any(axis=1)] = "box-zero-area"
-        codes[(xywh[:, 2:] < 0).any(axis=1)] = "box-inverted"
-    codes[~np.isfinite(source).all(axis=1) | ~np.isfinite(xywh).all(axis=1)] = "box-not-finite"
-    return clipped, codes
-
-
-def _clipped(xywh: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The part of each box in its image; of one outside, a width or height of zero or less."""
-    corners = boxes.xywh_to_xyxy(xywh)
-    return boxes.xyxy_to_xywh(
-        np.concatenate([np.maximum(corners[:, :2], 0), np.minimum(corners[:, 2:], size[:, ::-1])], axis=1)
+def _flat(dataset: datasets.Dataset) -> _Objects:
+    column = _objects_column(dataset)
+    if len(mismatched := _mismatched(column)):
+        agreed = np.ones(len(column), bool)
+        agreed[mismatched] = False
+        column = pc.if_else(pa.array(agreed), column, pa.scalar(None, column.type))
+    fields = {name: pc.struct_field(column, name) for name in _FIELDS}
+    counts = _counts(fields["bbox"])
+    lists = pc.list_flatten(fields["bbox"])
+    lengths = _counts(lists)
+    values = _as_numpy(pc.list_flatten(lists), np.float64)
+    broken = lengths != 4
+    starts = np.cumsum(lengths) - lengths
+    boxes = np.full((len(lengths), 4), np.nan)
+    boxes[~broken] = values[starts[~broken][:, None] + np.arange(4)]
+    return _Objects(
+        counts=counts,
+        rows=np.repeat(np.arange(len(counts)), counts),
+        numbers=np.arange(len(lengths)) - np.repeat(np.cumsum(counts) - counts, counts),
+        boxes=boxes,
+        broken=broken,
+        categories=pc.list_flatten(fields["category"]),
+        areas=_as_numpy(pc.list_flatten(fields["area"]), np.float64),
+        crowds=_as_numpy(pc.list_flatten(fields["iscrowd"]), bool),
     )
 
 
-def _in_image(size: Any) -> str:
-    return f" in an image of {size[1]:g}x{size[0]:g}"
+def _as_numpy(array: pa.Array, kind: type) -> np.ndarray:
+    return array.to_numpy(zero_copy_only=False).astype(kind)
 
 
-def _prove(source: np.ndarray, size: np.ndarray) -> tuple[str, str]:
-    """The only format in which the boxes lie inside their images, and why it is that one.
+def _plain(value: Any) -> Any:
+    """A category as the label map knows it, None for none."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        if not value.is_integer():
+            raise DataError(f"category {value} is not a whole number; classes are text or integers.")
+        return int(value)
+    return value
 
-    Raises:
-        DataError: there is none, or more than one.
+
+def _distinct(categories: pa.Array) -> set[Any]:
+    return {_plain(value) for value in categories.unique().to_pylist()}
+
+
+def _clean_split(
+    dataset: datasets.Dataset,
+    objects: _Objects,
+    labels: LabelMap,
+    data: DataConfig,
+    box_format: str,
+    findings: Findings,
+) -> datasets.Dataset:
+    files = dataset.select_columns("file").with_format("arrow")[:]["file"]
+    kept = np.ones(len(objects.boxes), bool)
+    sizes = np.full((len(kept), 2), np.nan)
+
+    def name(place: int) -> str:
+        return f"{files[int(objects.rows[place])]} box {objects.numbers[place]}"
+
+    def shown(place: int) -> str:
+        return f"{box_format} {_shown(objects.boxes[place], sizes[place])}"
+
+    def lose(code: str, places: np.ndarray, reason: Callable[[int], str] = shown) -> None:
+        for place in np.flatnonzero(places & kept).tolist():
+            findings.drop(code, name(place), reason(place), data.on_bad_sample)
+        kept[places] = False
+
+    lose("box-not-finite", ~np.isfinite(objects.boxes).all(axis=1))
+    ids = _ids(objects.categories, labels)
+    feature = _category(dataset)
+    lose("box-without-label", _missing(objects.categories, feature), lambda place: "")
+    if kept.any() and (ids[kept] < 0).all():
+        raise labels.unknown(_named(objects.categories[int(np.flatnonzero(kept)[0])].as_py(), feature))
+    lose("box-unknown-label", ids < 0, lambda place: repr(_named(objects.categories[place].as_py(), feature)))
+    whole = int(kept.sum())
+    boxes, sizes = _absolute(dataset, objects, kept, box_format, findings, files)
+    # Relative boxes of an image whose size cannot be read are lost with the image.
+    kept &= np.isfinite(boxes).all(axis=1)
+    lose("box-inverted", (boxes[:, 2:] < 0).any(axis=1))
+    lose("box-zero-area", (boxes[:, 2:] == 0).any(axis=1))
+    clipped, outside, cut = _clip(boxes, sizes)
+    lose("box-outside", outside)
+    if whole >= _ENOUGH and 2 * kept.sum() < whole:
+        raise DataError(
+            f"{whole - kept.sum()} of {whole} boxes are none as {box_format}: "
+            + findings.summary().split("\n")[0]
+            + ".\nSet data.box_format to what they are: xywh, xyxy, cxcywh_norm, xyxy_norm or xywh_norm."
+        )
+    for place in np.flatnonzero(cut & kept).tolist():
+        findings.add("box-clipped", name(place), shown(place))
+    extent = clipped[:, 2] * clipped[:, 3]
+    areas = np.where(objects.areas > 0, objects.areas, extent)
+    areas = np.where(cut, np.minimum(areas, extent), areas)
+    counts = np.bincount(objects.rows[kept], minlength=len(dataset))
+    lists = {
+        "bbox": _listed(counts, _listed(np.full(int(kept.sum()), 4), pa.array(clipped[kept].reshape(-1)))),
+        "category": _listed(counts, objects.categories.filter(pa.array(kept))),
+        "area": _listed(counts, pa.array(areas[kept])),
+        "iscrowd": _listed(counts, pa.array(objects.crowds[kept])),
+    }
+    mismatched = _mismatched(_objects_column(dataset)).tolist()
+    for row in mismatched:
+        reason = "its lists of boxes and of their classes are of different lengths"
+        findings.drop("unreadable-annotation", files[row].as_py(), reason, data.on_bad_sample)
+    cleaned = _with_objects(dataset.remove_columns(["objects", "width", "height"]), lists, feature)
+    gone = set(mismatched)
+    return cleaned.select([row for row in range(len(cleaned)) if row not in gone]) if gone else cleaned
+
+
+def _category(dataset: datasets.Dataset) -> Any:
+    return dataset.features["objects"]["category"].feature
+
+
+def _missing(categories: pa.Array, feature: Any) -> np.ndarray:
+    """Which objects have no class: null, NaN, or -1 of a ClassLabel."""
+    missing = categories.is_null(nan_is_null=True)
+    if isinstance(feature, datasets.ClassLabel):
+        missing = pc.or_(missing, pc.equal(pc.fill_null(categories, -1), -1))
+    return _as_numpy(missing, bool)
+
+
+def _named(category: Any, feature: Any) -> Any:
+    """A category as an error calls it."""
+    names = getattr(feature, "names", None)
+    return names[category] if names and 0 <= category < len(names) else _plain(category)
+
+
+def _ids(categories: pa.Array, labels: LabelMap) -> np.ndarray:
+    """The contiguous id of each object's class, -1 where it has none that the map knows."""
+    if pa.types.is_null(categories.type) or not len(categories):
+        return np.full(len(categories), -1)
+    encoded = categories.dictionary_encode(null_encoding="encode")
+    ids = []
+    for value in encoded.dictionary.to_pylist():
+        try:
+            ids.append(labels.encode(_plain(value)))
+        except DataError:
+            ids.append(-1)
+    return np.array(ids, np.int64)[_as_numpy(encoded.indices, np.int64)]
+
+
+def _absolute(
+    dataset: datasets.Dataset,
+    objects: _Objects,
+    kept: np.ndarray,
+    box_format: str,
+    findings: Findings,
+    files: pa.ChunkedArray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes as absolute xywh, NaN where that cannot be known, and the sizes (n, 2) of their images.
+
+    Sizes in the annotations may be wrong, or those of the image before it was turned upright. They are believed where
+    all boxes fit; otherwise, and for relative boxes, the image itself is asked. Where nothing is known (NaN), `fit`
+    looks at the boxes when the image is decoded: to open all embedded images is to read the whole dataset.
     """
-    judged = np.isfinite(source).all(axis=1) & ~np.isnan(size).any(axis=1)
-    source, size = source[judged], size[judged]
-    if not len(source):
+    annotated = _annotated_sizes(dataset)
+    sizes = annotated.copy()
+    relative = box_format.endswith("_norm")
+    convert = TO_XYWH[box_format]
+    with np.errstate(invalid="ignore", over="ignore"):
+        doubtful = kept
+        if not relative:
+            _, outside, cut = _clip(convert(objects.boxes, sizes[objects.rows]), sizes[objects.rows])
+            unknown = ~(np.isfinite(sizes).all(axis=1) | _embedded(dataset))
+            doubtful = kept & (outside | cut | unknown[objects.rows])
+        rows = np.unique(objects.rows[doubtful])
+        real = _upright_sizes(dataset, rows)
+        known = np.isfinite(real).all(axis=1)
+        sizes[rows[known]] = real[known]
+        wrong = known & np.isfinite(annotated[rows]).all(axis=1) & (annotated[rows] != real).any(axis=1)
+        for row in rows[wrong].tolist():
+            (height, width), (stated_height, stated_width) = sizes[row], annotated[row]
+            reason = f"{width:g}x{height:g} pixels, not {stated_width:g}x{stated_height:g}"
+            findings.add("size-mismatch", files[row].as_py(), reason)
+        return convert(objects.boxes, sizes[objects.rows]), sizes[objects.rows]
+
+
+def _box_format(
+    splits: Mapping[str, datasets.Dataset], objects: Mapping[str, _Objects], data: DataConfig, format: str
+) -> tuple[str, str]:
+    """The format of the boxes, as `TO_XYWH` has them, and how it is known."""
+    if format in _OWN_FORMATS:
+        own = _OWN_FORMATS[format]
+        if data.box_format not in (None, own):
+            raise DataError(f"data.box_format: {format} files hold {own} boxes, not {data.box_format}; leave it out.")
+        return "xywh", f"as {format} has them"
+    if data.box_format is not None:
+        return data.box_format, "as the recipe says"
+    if format == "coco":
+        return "xywh", "as coco has them"
+    if not any(len(each.boxes) for each in objects.values()):
         return "xywh", "as there are none"
-    # A box within the first pixel of its image is no box, so boxes of 0 to 1 are shares of it.
-    shares = (np.abs(source) <= 1.01).all(axis=1).mean() > 0.99
-    readings = ("cxcywh_norm", "xyxy_norm", "xywh_norm") if shares else ("xywh", "xyxy")
-    outside = {}
-    for reading in readings:
-        corners = boxes.xywh_to_xyxy(boxes.TO_XYWH[reading](source, size))
-        fits = (corners[:, 2:] >= corners[:, :2]) & (corners[:, :2] >= -_OVERHANG)
-        fits &= corners[:, 2:] <= size[:, ::-1] + _OVERHANG
-        outside[reading] = int((~fits.all(axis=1)).sum())
-    best = min(readings, key=outside.__getitem__)
-    others = [outside[reading] for reading in readings if reading != best]
-    # One wrong box of thousands is no proof against the format of the others, nor for another.
-    alone = outside[best] == 0 and min(others) >= max(1, 0.01 * len(source))
-    if alone or (min(others) >= max(3, 10 * outside[best]) and outside[best] <= 0.05 * len(source)):
-        kept = "all" if outside[best] == 0 else f"{len(source) - outside[best]} of"
-        return best, f"the only reading that keeps {kept} {len(source)} boxes inside their images"
-    example = source[np.argmax(np.abs(source).sum(axis=1))]
-    height, width = size[np.argmax(np.abs(source).sum(axis=1))]
-    counts = ", ".join(f"{reading} leaves {outside[reading]} of {len(source)} outside" for reading in readings)
-    raise DataError(
-        f"the format of the boxes cannot be told: {counts} (one is [{', '.join(f'{edge:g}' for edge in example)}] "
-        f"in an image of {width:g}x{height:g}).\nState it in the recipe: data.box_format: {' or '.join(readings)}."
-    )
+    for limit in (_IMAGES_TRIED, None):
+        boxes, sizes, names = _sampled(splits, objects, limit)
+        proof = prove(boxes, sizes)
+        if len(proof.possible) == 1:
+            every = len(boxes) == sum(len(each.boxes) for each in objects.values())
+            return proof.possible[0], f"{proof}" + ("" if every else f" ({len(boxes)} were looked at)")
+    if not len(boxes):
+        raise DataError("the format of the boxes is not certain: none of the images can be read.\nSet data.box_format.")
+    raise ambiguous(proof, names, boxes, sizes)
+
+
+def _sampled(
+    splits: Mapping[str, datasets.Dataset], objects: Mapping[str, _Objects], limit: int | None
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Boxes (n, 4), the sizes (n, 2) of their images as decoded, and a name; of `limit` images a split."""
+    boxes, sizes, names = [], [], []
+    for role, split in splits.items():
+        each = objects[role]
+        rows = np.flatnonzero(each.counts)
+        if limit is not None and len(rows) > limit:
+            rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+        known = np.full((len(split), 2), np.nan)
+        known[rows] = _upright_sizes(split, rows)
+        usable = np.isfinite(known[each.rows]).all(axis=1) & np.isfinite(each.boxes).all(axis=1)
+        boxes.append(each.boxes[usable])
+        sizes.append(known[each.rows][usable])
+        for place in np.flatnonzero(usable)[:1].tolist():
+            names.append(f"{split[int(each.rows[place])]['file']} box {each.numbers[place]}")
+    return np.concatenate(boxes), np.concatenate(sizes), names
+
+
+def _upright_sizes(dataset: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
+    """(height, width) of the images in some rows, from their headers; NaN where it cannot be read."""
+    found: list[tuple[float, float]] = []
+    images = dataset.select_columns("image").select(rows).with_format("arrow")
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        for batch in images.iter(_HEADERS_AT_ONCE):
+            found += pool.map(_size_or_nan, batch["image"].to_pylist())
+    return np.array(found, np.float64).reshape(-1, 2)
+
+
+def _embedded(dataset: datasets.Dataset) -> np.ndarray:
+    """Whether each image is embedded in the dataset; its bytes are not read."""
+    found = pc.struct_field(dataset.data.column("image"), "bytes").is_valid().to_numpy(zero_copy_only=False)
+    return found if dataset._indices is None else found[dataset._indices.column(0).to_numpy()]
+
+
+def _size_or_nan(image: Mapping[str, Any] | None) -> tuple[float, float]:
+    try:
+        return upright_size(image or {"path": None})
+    except UnreadableImage:
+        return math.nan, math.nan
+
+
+def _annotated_sizes(dataset: datasets.Dataset) -> np.ndarray:
+    columns = dataset.select_columns(["height", "width"]).with_format("arrow")[:]
+    return np.stack([_as_numpy(columns[name].combine_chunks(), np.float64) for name in ("height", "width")], axis=1)
+
+
+def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Absolute xywh boxes clipped to their images, which of them lie outside, and which were clipped.
+
+    A box that leaves its image by less than a rounded annotation may is not touched, and one of which less than that
+    would remain is outside.
+    """
+    corner = boxes[:, :2] + boxes[:, 2:]
+    edges = sizes[:, ::-1]
+    with np.errstate(invalid="ignore"):
+        leaves = ((boxes[:, :2] < -_ROUNDING) | (corner > edges + _ROUNDING)).any(axis=1)
+        start = np.maximum(boxes[:, :2], 0)
+        rest = np.minimum(corner, edges) - start
+        outside = leaves & (rest < 0.999 * np.minimum(boxes[:, 2:], _ROUNDING)).any(axis=1)
+    cut = leaves & ~outside
+    return np.where(cut[:, None], np.concatenate([start, rest], axis=1), boxes), outside, cut
+
+
+def _shown(box: Sequence[float], size: Sequence[float]) -> str:
+    text = "[" + ", ".join(f"{edge:.6g}" for edge in box) + "]"
+    return text if np.isnan(size).any() else f"{text} in an image of {size[1]:g}x{size[0]:g}"

@@ -134,6 +134,7 @@ def from_recipe(
     *,
     folder: Path | None = None,
     class_names: Sequence[str] | None = None,
+    class_sources: Sequence[Source] | None = None,
     kind: type = str,
     ignore_index: int | None = None,
 ) -> LabelMap:
@@ -142,7 +143,8 @@ def from_recipe(
     Args:
         labels: the names; or {source id: name}; or a file of them, .txt (one name per line), .json or .yaml.
         folder: where a file is also looked for.
-        class_names: the names that the data has for its ids 0, 1, ..., if it has names (ClassLabel).
+        class_names: the names that the data has for its ids, if it has names (ClassLabel, COCO's categories).
+        class_sources: these ids; None: 0, 1, ...
         kind: what a label in the data is: int, str or bool.
 
     A list orders the classes: text labels are its names; numbers are positions in it, from 0 (for others, write
@@ -154,12 +156,13 @@ def from_recipe(
     """
     if isinstance(labels, str):
         labels = _read(labels, folder)
+    ids: Sequence[Source] = class_sources or range(len(class_names or ()))
+    known = dict(zip(class_names or (), ids, strict=True))
     if isinstance(labels, dict):
-        sources = [_as(kind, source, class_names) for source in labels]
+        sources = [known[source] if source in known else _as(kind, source) for source in labels]
         return LabelMap(tuple(str(name) for name in labels.values()), tuple(sources), ignore_index)
     names = tuple(str(name) for name in labels)
     if class_names is not None:
-        known = {name: index for index, name in enumerate(class_names)}
         if any(name in known for name in names):
             for name in names:
                 if name not in known:
@@ -173,15 +176,14 @@ def from_recipe(
                 f"data.labels has {len(names)} names for the {len(class_names)} classes of the data "
                 f"({_listed(class_names, quote=False)})."
             )
+        return LabelMap(names, tuple(ids), ignore_index)
     if kind is bool and len(names) != 2:
         raise DataError(f"data.labels has {len(names)} names for the labels false and true.")
     sources = names if kind is str else (False, True) if kind is bool else tuple(range(len(names)))
     return LabelMap(names, sources, ignore_index)
 
 
-def _as(kind: type, source: int | str, class_names: Sequence[str] | None) -> Source:
-    if class_names is not None and isinstance(source, str) and source in class_names:
-        return list(class_names).index(source)
+def _as(kind: type, source: int | str) -> Source:
     if kind is str:
         return str(source)
     text = str(source).strip().lower()

@@ -90,12 +90,12 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
             _refuse_empty(split, role, data, findings)
     columns = sources_of(rows["train"])
     rows = _named(rows, chosen, source.root)
-    form = ""
-    if task.clean is not None:
-        rows, form = task.clean(rows, data, source.format, findings)
     labels = task.label_map(rows, data, source.labels)
     if not len(labels):
         raise DataError(f"{data.id}: no sample has a label.")
+    form = ""
+    if task.clean is not None:
+        rows, form = task.clean(rows, labels, data, source.format, findings)
     labelled = {}
     for role, split in rows.items():
         encoded = task.encode(split, labels)
@@ -149,9 +149,11 @@ def load_split(
         split_rows = task.canonical(source.splits[name], data)
         _refuse_empty(split_rows, name, data, findings)
         rows = _named({"test": split_rows}, {"test": name}, source.root)
+        known = labels.with_sources_of(task.label_map(rows, data, source.labels))
+        form = ""
         if task.clean is not None:
-            rows, _ = task.clean(rows, data, source.format, findings)
-        encoded = task.encode(rows["test"], labels.with_sources_of(task.label_map(rows, data, source.labels)))
+            rows, form = task.clean(rows, known, data, source.format, findings)
+        encoded = task.encode(rows["test"], known)
         missing = _unlabelled(encoded)
         if len(missing) < len(encoded):
             break
@@ -162,6 +164,8 @@ def load_split(
         encoded = encoded.select(subset(task.strata(encoded), data.max_samples, seed=0))
     encoded = check_images(encoded, findings, data.on_bad_sample)
     _refuse_empty(encoded, name, data, findings)
+    if form:
+        echo(f"data: {form}")
     echo(f"data: {data.id}: {source.format}; {name} {len(encoded)}")
     if len(findings):
         echo(findings.summary())
@@ -211,9 +215,9 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
 def _found(source: Source, chosen: Mapping[str, str], columns: Mapping[str, str]) -> str:
     """The line that says which splits were taken for which role, and which columns for image and label."""
     line = "data: splits: " + ", ".join(f"{role} from {name}" for role, name in chosen.items())
-    # The columns of class folders are none of the user's.
+    # The columns of class folders and annotation files are none of the user's.
     class_folders = source.format == "imagefolder" and source.splits[chosen["train"]].column_names == ["image", "label"]
-    if class_folders or not columns:
+    if class_folders or source.format in ("coco", "voc", "yolo") or not columns:
         return line
     return f"{line}; columns: " + ", ".join(f"{canonical} from {name}" for canonical, name in columns.items())
 
@@ -255,6 +259,10 @@ def _named(
 
 
 def _unlabelled(encoded: datasets.Dataset) -> list[int]:
+    """The samples without a label. An image without objects is one with a label, unless no image has any."""
+    if "objects" in encoded.column_names:
+        boxes = pc.struct_field(encoded.select_columns("objects").with_format("arrow")[:]["objects"], "bbox")
+        return [] if pc.sum(pc.list_value_length(boxes)).as_py() else list(range(len(encoded)))
     for column in ("label", "labels"):
         if column in encoded.column_names:
             labels = encoded.select_columns(column).with_format("arrow")[:][column]

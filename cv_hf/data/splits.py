@@ -88,7 +88,7 @@ def hold_out(strata: Sequence[Any], parts: Mapping[str, int | float], seed: int)
     """Divide sample indices into `parts` and the rest, stratified.
 
     Args:
-        strata: one key per sample; None throughout for samples that have no single class.
+        strata: one key per sample, None for one of no class; None throughout for samples that have no single class.
         parts: {name: share of each stratum (0 to 1), or number of samples of each (int)}.
         seed: the same seed gives the same parts on every machine.
 
@@ -113,7 +113,10 @@ def hold_out(strata: Sequence[Any], parts: Mapping[str, int | float], seed: int)
                 raise DataError(
                     f"data.splits.{name}: {part} per class, but samples have several labels; give a share, as 0.15."
                 )
-            if isinstance(part, int) and number >= len(order):
+            if isinstance(part, int) and key is None:
+                # Samples of no class, as images without objects: so many of them too, if there are.
+                number = min(part, len(order) - 1)
+            elif isinstance(part, int) and number >= len(order):
                 raise DataError(
                     f"data.splits.{name}: {part} per class, but class {key} has {len(members)} samples, "
                     "and some must remain to train on."

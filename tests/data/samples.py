@@ -18,6 +18,9 @@ TASK = types.SimpleNamespace(
     label_map=classification.label_map,
     encode=classification.encode,
     strata=classification.strata,
+    clean=None,
+    present=classification.present,
+    boxes=False,
 )
 
 

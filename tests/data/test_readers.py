@@ -487,7 +487,7 @@ def test_formats_are_told_apart(tmp_path):
         assert detect_format(DataConfig(id=write(tmp_path / format_, files))) == format_
     write(tmp_path / "imagefolder", {"notes.csv": b"a,b\n"})
     assert detect_format(DataConfig(id=str(tmp_path / "imagefolder"))) == "imagefolder"
-    stop("coco is not a format of image-classification", id=str(tmp_path / "coco"))
+    stop("coco holds boxes, for task: object-detection, not for image-classification", id=str(tmp_path / "coco"))
     for id in ("mnist", "user/name", "user/name.v2"):
         assert detect_format(DataConfig(id=id)) == "hub"
 
