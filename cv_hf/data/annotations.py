@@ -10,9 +10,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
 import pyarrow as pa
+from PIL import ExifTags
 
 from cv_hf.data.findings import Findings
 from cv_hf.data.imagefolder import is_hidden
@@ -178,8 +178,11 @@ def upright_size(image: Mapping[str, Any] | str, name: str | None = None) -> tup
         with PIL.Image.open(source, formats=image_formats()) as opened:
             # A PNG is decoded whole to look for EXIF after its pixels; before them it is in `info`.
             has_exif = opened.format != "PNG" or "exif" in opened.info
-            turned = has_exif and opened.getexif().get(PIL.ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            turned = has_exif and opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
             width, height = opened.size
+            if opened.format == "TIFF":
+                # Some versions of Pillow give the size of a TIFF turned already.
+                width, height = (opened.tag_v2[tag] for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes

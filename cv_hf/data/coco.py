@@ -62,7 +62,9 @@ def read(
     if base is not None and not base.is_dir():
         raise DataError(f"data.images: there is no folder {images}.")
     root = _root_of_file(path) if path.is_file() else path
-    files = {_split_of(path, root) or "train": path} if path.is_file() else annotation_files(path, wanted)
+    # Roboflow's file is called the same in every split's folder.
+    above = root.parent if path.name == "_annotations.coco.json" else root
+    files = {_split_of(path, above) or "train": path} if path.is_file() else annotation_files(path, wanted)
     for name in wanted:
         check_split(name, list(files))
     names: dict[int | str, str] = {}
@@ -85,8 +87,8 @@ def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
     found = [path for path in candidates(root) if looks_like_coco(path)]
     own = [path for path in found if not path.stem.lower().startswith(_OTHER_KINDS)]
     if not own:
-        only = f" ({', '.join(path.name for path in found)} are no instances; give one as data.id to read it)"
-        raise DataError(f"{root}: there is no COCO annotation file in it{only if found else ''}.")
+        others = f" ({', '.join(path.name for path in found)} are no instances; give one as data.id to read it)"
+        raise DataError(f"{root}: there is no COCO annotation file in it{others if found else ''}.")
     inside = Inside(root)
     splits: dict[str, list[Path]] = {}
     for path in own:
@@ -94,8 +96,10 @@ def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
             raise DataError(f"{path} is a link that leads out of the dataset's folder.")
         name = _split_of(path, root) or re.sub(r"^instances[-_.]", "", path.stem)
         splits.setdefault(name, []).append(path)
-    if len(splits) == 1 and not role_of(next(iter(splits))) and not wanted:
-        splits = {"train": next(iter(splits.values()))}
+    if len(splits) == 1 and not role_of(only := next(iter(splits))) and only not in wanted:
+        splits = {"train": splits[only]}
+    for name in wanted:
+        check_split(name, list(splits))
     chosen = {}
     for name, files in splits.items():
         if not (role_of(name) or name in wanted or len(splits) == 1):

@@ -135,7 +135,7 @@ def _shows_yolo(path: Path) -> bool:
         return True
     beside = [path, *inner, *(deeper for entry in inner for deeper in folders_in(entry))]
     if any(names_in(place) for place in (path, *beside)):
-        beside += [entry for entry in folders_in(path) if entry.name.lower().startswith("obj_")]
+        beside += [entry for entry in folders_in(path) if entry.name.lower().startswith("obj")]
         for place in beside:
             stems = {image.stem for image in files_in(place, image_suffixes())}
             texts += [text for text in files_in(place, {".txt"}) if text.stem in stems][:20]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import datasets
 import numpy as np
 import yaml
 
+from cv_hf.boxes import cxcywh_norm_to_xywh
 from cv_hf.data.annotations import (
     IMAGE_FOLDERS,
     files_below,
@@ -279,7 +281,7 @@ def _images_of_list(file: Path, reading: _Reading) -> list[str]:
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
     for line in filter(None, map(str.strip, text.splitlines())):
-        path = _locate(line, reading, file.parent)
+        path = _locate(line, reading, file.parent, by_last_parts=True)
         if path is not None and os.path.isfile(path):
             found.append(path)
         elif reading.inside(os.path.join(reading.bases[0], line)) is None:
@@ -289,15 +291,16 @@ def _images_of_list(file: Path, reading: _Reading) -> list[str]:
     return found
 
 
-def _locate(text: str, reading: _Reading, *folders: Path) -> str | None:
+def _locate(text: str, reading: _Reading, *folders: Path, by_last_parts: bool = False) -> str | None:
     """Where a path of data.yaml or of a list leads, or None.
 
-    A path that leads outside or nowhere, as one of another machine or the `../train/images` that some exports write,
-    is looked for by its last parts.
+    One that leads outside or nowhere is tried without its `..`, as some exports write `../train/images` for the folder
+    beside data.yaml; and one of another machine, or any if `by_last_parts`, by its last parts.
     """
     text = text.strip().replace("\\", "/")
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-    for name in (text, *("/".join(parts[start:]) for start in range(len(parts)))):
+    shortened = len(parts) if by_last_parts or re.match(r"/|[A-Za-z]:", text) else min(1, len(parts))
+    for name in (text, *("/".join(parts[start:]) for start in range(shortened))):
         for base in (*reading.bases, *folders):
             path = reading.inside(os.path.join(base, name))
             if path is not None and os.path.exists(path):
@@ -379,15 +382,9 @@ def _read_split(paths: Sequence[str], labels: Sequence[str | None], reading: _Re
                 classes += parsed.classes
                 kept.append(path)
                 sizes.append(size)
-    absolute = _to_pixels(np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(sizes, np.float64)[owners])
+    of_boxes = np.asarray(sizes, np.float64).reshape(-1, 2)[np.asarray(owners, np.int64)]
+    absolute = cxcywh_norm_to_xywh(boxes, of_boxes)
     return to_dataset(kept, range(len(kept)), sizes, owners, absolute, classes, int)
-
-
-def _to_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """cxcywh relative to sizes (height, width) -> absolute xywh; shapes (n, 4), (n, 2) -> (n, 4)."""
-    scale = sizes.reshape(-1, 2)[:, ::-1]
-    extent = boxes[:, 2:] * scale
-    return np.concatenate([boxes[:, :2] * scale - extent / 2, extent], axis=1)
 
 
 def _content(label: str | None) -> str:
