@@ -429,10 +429,12 @@ def _precision(hits: np.ndarray, counted: np.ndarray, positives: int) -> np.ndar
         counted: the true and false positives, of the same shape.
         positives: the number of objects.
     """
-    true = hits.cumsum(axis=1)
-    precision = true / np.maximum(counted.cumsum(axis=1), 1)
+    # Precision is highest at a hit, and recall rises there alone.
+    rising = np.flatnonzero(hits.any(axis=0))
+    true = hits[:, rising].cumsum(axis=1)
+    precision = true / np.maximum(counted.cumsum(axis=1)[:, rising], 1)
     # The best precision at this recall or a higher one, and 0 at recalls that are not reached.
-    best = np.zeros((len(hits), hits.shape[1] + 1))
+    best = np.zeros((len(hits), len(rising) + 1))
     best[:, :-1] = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     reached = [np.searchsorted(row, RECALL_THRESHOLDS) for row in true / positives]
     return np.take_along_axis(best, np.stack(reached), axis=1)

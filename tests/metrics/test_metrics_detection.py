@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cv_hf.errors import DataError
-from cv_hf.metrics import DetectionAccumulator, DetectionMetric, SingleLabelAccumulator
+from cv_hf.metrics import DetectionAccumulator, DetectionMetric, SingleLabelAccumulator, detection
 
 FEW = settings(max_examples=40, deadline=None)
 STATS = [
@@ -176,7 +176,25 @@ def test_equals_pycocotools_with_more_than_100_detections_per_class(few_scores):
     check_against_pycocotools(*case, 2)
 
 
+def test_matching_a_few_images_at_a_time_changes_nothing(monkeypatch):
+    case = random_case(np.random.default_rng(13), 20, 3)
+    expected = count(*case, 3).compute()
+    for images in (1, 7, 20):
+        monkeypatch.setattr(detection, "IMAGES_AT_ONCE", images)
+        assert count(*case, 3).compute() == expected
+
+
 SQUARE = (10.0, 10.0, 20.0, 20.0)
+
+
+def test_the_101st_detection_of_a_class_does_not_count():
+    wrong = (100.0, 100.0, 5.0, 5.0)
+    for others, expected in ((99, 1 / 100), (100, 0)):
+        boxes, scores = xyxy(*[wrong] * others, SQUARE, SQUARE), [0.9] * others + [0.1, 0.05]
+        case = [image(boxes, scores, [0] * (others + 1) + [1])], [truth([SQUARE, SQUARE], [0, 1])], 2
+        result = check_against_pycocotools(*case)
+        assert result["per_class"]["class 0"]["map_50"] == pytest.approx(expected)
+        assert result["per_class"]["class 1"]["map_50"] == 1
 
 
 def xyxy(*boxes):
