@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -89,9 +90,26 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("model", metavar="MODEL", help="a Hub id, a run directory or its model/")
     predict.add_argument("images", metavar="IMAGE|DIR", nargs="+")
     predict.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
+    predict.add_argument("--threshold", metavar="T", type=float, help="the least score of a box (default: the model's)")
     predict.add_argument("--task", help="the task of a model that cv_hf did not train")
     predict.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
     predict.set_defaults(run=_predict)
+
+    verify = commands.add_parser("verify", help="compare pipeline() in a clean process with what evaluation measured")
+    verify.add_argument("model", metavar="MODEL", help="a Hub id, a run directory or its model/")
+    verify.add_argument("--data", metavar="DATA", required=True)
+    verify.add_argument("--split", metavar="S", help="default: test, else validation, else the only one")
+    verify.add_argument("--limit", metavar="N", type=int, help="so many images only")
+    verify.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
+    _add_data_options(verify)
+    verify.set_defaults(run=_verify)
+
+    check = commands.add_parser("check", help="report what is wrong in a dataset; exit code 1 if anything is")
+    check.add_argument("data", metavar="DATA")
+    check.add_argument("--task", help="the task, where the data does not tell")
+    check.add_argument("--json", metavar="FILE", help="write the findings there; - for standard output")
+    _add_data_options(check)
+    check.set_defaults(run=_check)
 
     push = commands.add_parser("push", help="push a finished run to the Hub")
     push.add_argument("run_dir", metavar="RUN_DIR")
@@ -117,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", metavar="F", help="hub, imagefolder or parquet, where it is not detected rightly")
+    parser.add_argument(
+        "--format", metavar="F", help="hub, imagefolder, coco, voc, yolo or parquet, where it is not detected rightly"
+    )
     parser.add_argument(
         "overrides", metavar="data.key=value", nargs="*", help="what a recipe would say, as data.columns.label=breed"
     )
@@ -143,6 +163,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
         code = launch(arguments.nproc, ["train", arguments.recipe, *overrides, *["--resume"] * arguments.resume])
         raise SystemExit(code)
+    from cv_hf.config import load_recipe
     from cv_hf.environment import quiet
     from cv_hf.finetuning import finetune
 
@@ -159,6 +180,7 @@ def _train(arguments: argparse.Namespace) -> None:
         print(f"pushed to {run.url}")
     print("Next:")
     print(f"  cv-hf predict {run.folder} IMAGE|DIR")
+    print(f"  cv-hf verify {run.folder} --data {shlex.quote(load_recipe(run.folder / 'recipe.yaml').data.id)}")
     if not run.url:
         print(f"  cv-hf push {run.folder} USER/NAME")
 
@@ -190,16 +212,67 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from cv_hf.environment import quiet
     from cv_hf.inference import load_trained, predict_files
 
     quiet()
     out = Path(arguments.out)
     trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
+    if arguments.threshold is not None:
+        trained = replace(trained, arguments={**trained.arguments, "threshold": arguments.threshold})
     answers = predict_files(trained, arguments.images, out)
     for file, answer in answers.items():
-        print(f"{file}: {answer.get('error') or json.dumps(answer['prediction'][:1], ensure_ascii=False)}")
+        found = sorted(answer.get("prediction", ()), key=lambda one: -one["score"])
+        words = ", ".join(f"{one['label']} {one['score']:.2f}" for one in found[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        # repr escapes what would move the cursor.
+        print(f"{file}: {answer.get('error') or repr(words + more or 'nothing found')[1:-1]}")
     print(f"wrote {out}/predictions.json and a picture of each image")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from cv_hf.config import load_section
+    from cv_hf.environment import quiet
+    from cv_hf.verify import failure, verify
+
+    quiet()
+    data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
+    verdict = verify(
+        arguments.model,
+        data,
+        split=arguments.split,
+        limit=arguments.limit,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    for line in verdict.lines():
+        print(line)
+    if not verdict.passed:
+        raise failure(verdict, arguments.model)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from cv_hf.config import load_section
+    from cv_hf.data import check
+    from cv_hf.environment import quiet
+    from cv_hf.errors import CheckFailed
+    from cv_hf.starter import task_of
+
+    quiet()
+    data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
+    aside = sys.stderr if arguments.json == "-" else sys.stdout
+    task = task_of(data, arguments.task)
+    found = check(data, task, echo=lambda line: print(line, file=aside, flush=True))
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    if arguments.json == "-":
+        print(text)
+    elif arguments.json:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    if found:
+        count = sum(finding["count"] for finding in found.values())
+        raise CheckFailed(f"{arguments.data}: {count} findings: {', '.join(found)}.")
+    print("nothing found", file=aside)
 
 
 def _push(arguments: argparse.Namespace) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import yaml
 
 from cv_hf.config import DataConfig
-from cv_hf.data import load_splits
+from cv_hf.data import holds_boxes, load_splits
 from cv_hf.errors import RecipeError
+from cv_hf.task import Task
 from cv_hf.tasks import get_task
 
 
@@ -18,7 +19,7 @@ def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model
     Args:
         data: what to read; the recipe says of it what differs from the defaults.
         out: the file to write; never overwritten.
-        task: None: image classification, the only task of the formats that are read so far.
+        task: None: the one that the data is for.
         model: None: the task's default.
 
     Raises:
@@ -27,7 +28,7 @@ def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model
     """
     if out.exists():
         raise RecipeError(f"{out}: is there already. Name another file with --out.")
-    chosen = get_task(task or "image-classification")
+    chosen = task_of(data, task)
     splits = load_splits(data, chosen, seed=0)
     names = splits.labels.names
     # repr escapes what would move the cursor or turn the line around.
@@ -39,8 +40,22 @@ def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model
         "task": chosen.name,
         "model": {"id": model or chosen.default_model},
         "data": data.model_dump(mode="json", exclude_defaults=True),
-        "train": {"num_train_epochs": chosen.train_defaults["num_train_epochs"], "batch_size": 16},
+        "train": {
+            "num_train_epochs": chosen.train_defaults["num_train_epochs"],
+            "batch_size": chosen.train_defaults.get("batch_size", 16),
+        },
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     out.write_text(f"# cv-hf train {out}\n{text}", encoding="utf-8")
+
+
+def task_of(data: DataConfig, name: str | None = None) -> Task:
+    """The task of that name, else the one whose targets the data holds: boxes, else classes.
+
+    Raises:
+        DataError: the data is not there, or cannot be read.
+    """
+    if name is None:
+        name = "object-detection" if holds_boxes(data, get_task("object-detection")) else "image-classification"
+    return get_task(name)

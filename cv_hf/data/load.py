@@ -89,17 +89,11 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
         if role != "test":
             _refuse_empty(split, role, data, findings)
     columns = sources_of(rows["train"])
-    rows = _named(rows, chosen, source.root)
-    labels = task.label_map(rows, data, source.labels)
-    if not len(labels):
-        raise DataError(f"{data.id}: no sample has a label.")
-    form = ""
-    if task.clean is not None:
-        rows, form = task.clean(rows, labels, data, source.format, findings)
+    rows, labels, form = _labelled(rows, chosen, source, data, task, findings)
     labelled = {}
     for role, split in rows.items():
         encoded = task.encode(split, labels)
-        missing = _unlabelled(encoded)
+        missing = unlabelled(encoded)
         if role == "test" and len(missing) == len(encoded):
             echo(f"data: the split {chosen['test']} has no labels, and is left out")
             continue
@@ -154,7 +148,7 @@ def load_split(
         if task.clean is not None:
             rows, form = task.clean(rows, known, data, source.format, findings)
         encoded = task.encode(rows["test"], known)
-        missing = _unlabelled(encoded)
+        missing = unlabelled(encoded)
         if len(missing) < len(encoded):
             break
     else:
@@ -212,6 +206,39 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
     raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads hub, imagefolder and parquet.")
 
 
+def canonical_splits(
+    source: Source, chosen: Mapping[str, str], data: DataConfig, task: Task, findings: Findings
+) -> tuple[dict[str, datasets.Dataset], LabelMap, str]:
+    """The splits `chosen`, {role: name in the source}, with canonical columns and clean targets, source ids as labels.
+
+    Returns:
+        {role: rows}, their LabelMap, and a line about the form of the targets, or "".
+
+    Raises:
+        DataError: what the task needs is not there.
+    """
+    rows = {role: task.canonical(source.splits[name], data) for role, name in chosen.items()}
+    return _labelled(rows, chosen, source, data, task, findings)
+
+
+def _labelled(
+    rows: Mapping[str, datasets.Dataset],
+    chosen: Mapping[str, str],
+    source: Source,
+    data: DataConfig,
+    task: Task,
+    findings: Findings,
+) -> tuple[dict[str, datasets.Dataset], LabelMap, str]:
+    rows = _named(rows, chosen, source.root)
+    labels = task.label_map(rows, data, source.labels)
+    if not len(labels):
+        raise DataError(f"{data.id}: no sample has a label.")
+    if task.clean is None:
+        return rows, labels, ""
+    rows, form = task.clean(rows, labels, data, source.format, findings)
+    return rows, labels, form
+
+
 def _found(source: Source, chosen: Mapping[str, str], columns: Mapping[str, str]) -> str:
     """The line that says which splits were taken for which role, and which columns for image and label."""
     line = "data: splits: " + ", ".join(f"{role} from {name}" for role, name in chosen.items())
@@ -258,7 +285,8 @@ def _named(
     return named
 
 
-def _unlabelled(encoded: datasets.Dataset) -> list[int]:
+def unlabelled(encoded: datasets.Dataset) -> list[int]:
+    """The rows of an encoded split that have no label."""
     """The samples without a label. An image without objects is one with a label, unless no image has any."""
     if "objects" in encoded.column_names:
         boxes = pc.struct_field(encoded.select_columns("objects").with_format("arrow")[:]["objects"], "bbox")
