@@ -14,9 +14,9 @@ from cv_hf.errors import DataError
 _SLACK = 1.0
 # By more than this share of the image a box lies outside for another reason than a careless hand.
 _CLEARLY = 0.05
-# The damaged boxes that a proof survives; other readings must then fail for more than `_REFUTED`.
+# The share of damaged boxes that a proof survives, and a share that damage alone cannot reach.
 _DAMAGED = 0.01
-_REFUTED = 0.05
+_MANY = 0.1
 
 
 @dataclass(frozen=True)
@@ -24,28 +24,29 @@ class Proof:
     """What the boxes say of each format.
 
     Attributes:
-        possible: the formats that the boxes can have; the proof has succeeded if it is one.
+        format: what is proved, or None.
         number: how many boxes lie in their image in one format at least; others say nothing.
-        kept: format -> how many of them lie in their image.
+        kept: format -> how many of them do in it.
     """
 
-    possible: tuple[str, ...]
+    format: str | None
     number: int
     kept: dict[str, int]
 
     def __str__(self) -> str:
-        (name,) = self.possible
-        inside = self.kept[name]
+        inside = self.kept[self.format or ""]
         amount = f"all {inside}" if inside == self.number else f"{inside} of {self.number}"
-        return f"proved: only {name} keeps {amount} boxes inside their images"
+        return f"proved: only {self.format} keeps {amount} boxes inside their images"
 
 
 def prove(boxes: np.ndarray, sizes: np.ndarray) -> Proof:
-    """Find the formats that boxes can have.
+    """Find the format that boxes have.
 
-    A format is refuted by a box that would be inverted, or clearly outside its image, and that another format keeps
-    inside. Where every format is refuted, some boxes are damaged: then it is the one that at most 1 % of them refute,
-    if more than 5 % refute each other. Numbers that are all at most 1 are relative, as pixels they would be no box.
+    It is the only one that keeps all of them inside their images, if each other format fails clearly (a box inverted,
+    or outside by more than a careless annotation) or for three boxes. Or, as a few boxes of a dataset may be damaged,
+    one that fails for at most 1 % of the boxes and ten times less often than any other. Or the only one that does not
+    fail clearly, if others do for a tenth of the boxes. Numbers that are all at most 1 are relative: as pixels they
+    would be no box.
 
     Args:
         boxes: (n, 4) as they stand in the data.
@@ -53,47 +54,51 @@ def prove(boxes: np.ndarray, sizes: np.ndarray) -> Proof:
     """
     usable = np.isfinite(boxes).all(axis=1) & (sizes > 0).all(axis=1)
     boxes, sizes = boxes[usable], sizes[usable]
-    inside, against = {}, {}
+    edges = sizes[:, ::-1]
     relative = (np.abs(boxes) <= 1).all(axis=1)
+    inside, fails, clearly = {}, {}, {}
     for name, convert in TO_XYWH.items():
         corners = xywh_to_xyxy(convert(boxes, sizes))
         extent = corners[:, 2:] - corners[:, :2]
-        edges = sizes[:, ::-1]
         overhang = np.maximum(-corners[:, :2], corners[:, 2:] - edges)
-        as_pixels = relative & (not name.endswith("_norm"))
-        inside[name] = (extent > 0).all(axis=1) & (overhang <= _SLACK).all(axis=1) & ~as_pixels
-        inverted = (extent < 0).any(axis=1)
-        against[name] = inverted | (overhang > np.maximum(_SLACK, _CLEARLY * edges)).any(axis=1) | as_pixels
+        impossible = (extent < 0).any(axis=1) | (relative & (not name.endswith("_norm")))
+        fails[name] = impossible | (overhang > _SLACK).any(axis=1)
+        clearly[name] = impossible | (overhang > np.maximum(_SLACK, _CLEARLY * edges)).any(axis=1)
+        inside[name] = ~fails[name] & (extent > 0).all(axis=1)
     telling = np.any(list(inside.values()), axis=0)
     number = int(telling.sum())
-    kept = {name: int(found.sum()) for name, found in inside.items()}
-    share = {name: (found & telling).sum() / max(1, number) for name, found in against.items()}
-    possible = [name for name in TO_XYWH if share[name] == 0 and kept[name]]
-    if not possible:
-        possible = [name for name in TO_XYWH if share[name] <= _DAMAGED and kept[name]]
-        if any(share[name] <= _REFUTED for name in TO_XYWH if name not in possible[:1]):
-            possible = []
-    return Proof(tuple(possible), number, kept)
+    kept = {name: int(places.sum()) for name, places in inside.items()}
+    failures = {name: int((places & telling).sum()) for name, places in fails.items()}
+    clear = {name: int((places & telling).sum()) for name, places in clearly.items()}
+    best = min(TO_XYWH, key=lambda name: (failures[name], clear[name]))
+    others = [name for name in TO_XYWH if name != best]
+    least = min(failures[name] for name in others)
+    proved = number > 0 and (
+        (failures[best] == 0 and all(clear[name] or failures[name] >= 3 for name in others))
+        or (failures[best] <= _DAMAGED * number and least >= max(3, 10 * failures[best]))
+        or (clear[best] == 0 and all(clear[name] >= _MANY * number for name in others))
+    )
+    return Proof(best if proved else None, number, kept)
 
 
-def ambiguous(proof: Proof, names: Sequence[str], boxes: np.ndarray, sizes: np.ndarray) -> DataError:
+def uncertain(proof: Proof, names: Sequence[str], boxes: np.ndarray, sizes: np.ndarray) -> DataError:
     """The error for boxes whose format is not proved, with one box as an example.
 
     Args:
-        names: what to call the boxes, (n,).
-        boxes, sizes: as `prove` takes them.
+        names: what to call the boxes; the first is shown.
+        boxes: as `prove` takes them.
+        sizes: as `prove` takes them.
     """
-    shown = proof.possible or tuple(name for name, kept in proof.kept.items() if kept) or ("xywh", "xyxy")
-    box = boxes[0].tolist()
+    likely = sorted((name for name in proof.kept if proof.kept[name]), key=lambda name: -proof.kept[name])
+    shown = [name for name in likely if proof.kept[name] >= 0.9 * proof.kept[likely[0]]] or ["xywh", "xyxy"]
     height, width = sizes[0].tolist()
     spans = []
     for name in shown:
         left, top, right, bottom = xywh_to_xyxy(TO_XYWH[name](boxes[:1], sizes[:1]))[0].tolist()
         spans.append(f"as {name} from ({left:g}, {top:g}) to ({right:g}, {bottom:g})")
-    if proof.possible:
-        why = f"{' and '.join(shown)} each keep all {proof.number} boxes inside their images"
-    else:
-        counts = ", ".join(f"{name} {proof.kept[name]}" for name in shown)
-        why = f"no format keeps the {len(boxes)} boxes inside their images ({counts})"
-    example = f"{names[0]} {[round(value, 4) for value in box]} of {width:g}x{height:g} pixels is " + ", ".join(spans)
-    return DataError(f"the format of the boxes is not certain: {why}.\nSet data.box_format; {example}.")
+    counts = ", ".join(f"{name} keeps {proof.kept[name]}" for name in shown)
+    example = ", ".join(f"{value:g}" for value in boxes[0].tolist())
+    return DataError(
+        f"the format of the boxes is not certain: of {len(boxes)} boxes {counts} inside their images.\n"
+        f"Set data.box_format; {names[0]}, [{example}] of {width:g}x{height:g} pixels, is {', '.join(spans)}."
+    )

@@ -24,7 +24,7 @@ from cv_hf.boxes import TO_XYWH
 from cv_hf.config import DataConfig
 from cv_hf.data import labels as label_maps
 from cv_hf.data.annotations import upright_size
-from cv_hf.data.box_format import ambiguous, prove
+from cv_hf.data.box_format import prove, uncertain
 from cv_hf.data.columns import check_given, find_image, keep_columns, listed
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
@@ -720,12 +720,12 @@ def _box_format(
     for limit in (_IMAGES_TRIED, None):
         boxes, sizes, names = _sampled(splits, objects, limit)
         proof = prove(boxes, sizes)
-        if len(proof.possible) == 1:
+        if proof.format is not None:
             every = len(boxes) == sum(len(each.boxes) for each in objects.values())
-            return proof.possible[0], f"{proof}" + ("" if every else f" ({len(boxes)} were looked at)")
+            return proof.format, f"{proof}" + ("" if every else ", of those looked at")
     if not len(boxes):
         raise DataError("the format of the boxes is not certain: none of the images can be read.\nSet data.box_format.")
-    raise ambiguous(proof, names, boxes, sizes)
+    raise uncertain(proof, names, boxes, sizes)
 
 
 def _sampled(
