@@ -5,31 +5,28 @@ Files are written below a folder that is given; images are copied as they are.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import yaml
 
+from cv_hf.boxes import xywh_to_cxcywh_norm, xywh_to_xyxy, xyxy_to_xywh
 from cv_hf.data.annotations import upright_size
+from cv_hf.data.detection import coco_ids
 from cv_hf.data.labels import LabelMap
 from cv_hf.data.splits import role_of
 from cv_hf.errors import DataError
 
 _YOLO_KEYS = {"train": "train", "validation": "val", "test": "test"}
-
-
-def category_ids(labels: LabelMap) -> list[int]:
-    """COCO's id of each contiguous id: the source ids where all are numbers, else 1, 2, ..."""
-    if all(isinstance(source, int) and not isinstance(source, bool) for source in labels.sources):
-        return list(labels.sources)
-    return list(range(1, len(labels) + 1))
 
 
 def to_coco(
@@ -49,7 +46,7 @@ def to_coco(
     Raises:
         UnreadableImage: an image whose size cannot be read.
     """
-    ids = category_ids(labels)
+    ids = coco_ids(labels)
     content: dict[str, list[dict[str, Any]]] = {
         "images": [],
         "annotations": [],
@@ -86,11 +83,10 @@ def coco_results(
         predictions: of each image, {"boxes" (n, 4) absolute xyxy, "scores" (n,), "labels" (n,) contiguous ids}, in
             arrays or tensors.
     """
-    ids = category_ids(labels)
+    ids = coco_ids(labels)
     results = []
     for image_id, prediction in zip(image_ids, predictions, strict=True):
-        boxes = np.asarray(prediction["boxes"], np.float64).reshape(-1, 4)
-        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+        boxes = xyxy_to_xywh(prediction["boxes"]).tolist()
         scores = np.asarray(prediction["scores"], np.float64).tolist()
         for box, score, label in zip(boxes, scores, np.asarray(prediction["labels"]).tolist(), strict=True):
             results.append({"image_id": image_id, "category_id": ids[label], "bbox": box, "score": score})
@@ -123,13 +119,11 @@ def write_yolo(splits: Mapping[str, datasets.Dataset], labels: LabelMap, folder:
         (folder / "labels" / name).mkdir(parents=True, exist_ok=True)
         config[_YOLO_KEYS.get(role_of(name) or "", name)] = f"images/{name}"
         for row, file in zip(split, names, strict=True):
-            height, width = upright_size(row["image"], file)
-            lines = []
-            for (x, y, w, h), category in _ordinary(row["objects"]):
-                values = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
-                lines.append(" ".join([str(category), *map(_digits, values)]))
-            left_out += sum(row["objects"]["iscrowd"])
+            boxes, categories = _ordinary(row["objects"])
+            relative = xywh_to_cxcywh_norm(boxes, upright_size(row["image"], file)).tolist()
+            lines = (" ".join([str(id), *map(_digits, box)]) for id, box in zip(categories, relative, strict=True))
             text = "".join(f"{line}\n" for line in lines)
+            left_out += sum(row["objects"]["iscrowd"])
             (folder / "labels" / name / f"{Path(file).stem}.txt").write_text(text, encoding="utf-8")
     config |= {"nc": len(labels), "names": dict(enumerate(labels.names))}
     text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
@@ -166,13 +160,14 @@ def write_voc(splits: Mapping[str, datasets.Dataset], labels: LabelMap, folder: 
             height, width = upright_size(row["image"], file)
             for key, value in (("width", width), ("height", height), ("depth", 3)):
                 ET.SubElement(size, key).text = str(value)
-            for (x, y, w, h), category in _ordinary(row["objects"]):
+            boxes, categories = _ordinary(row["objects"])
+            for corners, category in zip(xywh_to_xyxy(boxes).tolist(), categories, strict=True):
                 item = ET.SubElement(root, "object")
                 ET.SubElement(item, "name").text = labels.names[category]
                 for key in ("truncated", "difficult"):
                     ET.SubElement(item, key).text = "0"
                 box = ET.SubElement(item, "bndbox")
-                for key, value in (("xmin", x), ("ymin", y), ("xmax", x + w), ("ymax", y + h)):
+                for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
                     ET.SubElement(box, key).text = _digits(value)
             left_out += sum(row["objects"]["iscrowd"])
             ET.indent(root)
@@ -182,11 +177,10 @@ def write_voc(splits: Mapping[str, datasets.Dataset], labels: LabelMap, folder: 
     return left_out
 
 
-def _ordinary(objects: Mapping[str, Any]) -> Iterator[tuple[Sequence[float], int]]:
+def _ordinary(objects: Mapping[str, Any]) -> tuple[list[list[float]], list[int]]:
     """Boxes and categories, crowd regions left out."""
-    for box, category, crowd in zip(objects["bbox"], objects["category"], objects["iscrowd"], strict=True):
-        if not crowd:
-            yield box, category
+    kept = [index for index, crowd in enumerate(objects["iscrowd"]) if not crowd]
+    return [objects["bbox"][index] for index in kept], [objects["category"][index] for index in kept]
 
 
 def _digits(value: float) -> str:
@@ -198,13 +192,19 @@ def _file_names(split: datasets.Dataset, taken: set[str]) -> list[str]:
     """A file name for each image, its own where no other has it; different without suffix and case of letters too."""
     names = []
     for index, image in enumerate(split["image"]):
-        own = Path(image["path"] or "image.png")
+        own = Path(image["path"] or f"image.{_format(image)}")
         stem, number = own.stem, index
         while stem.lower() in taken:
             stem, number = f"{own.stem}_{number}", number + 1
         taken.add(stem.lower())
         names.append(f"{stem}{own.suffix}")
     return names
+
+
+def _format(image: Mapping[str, Any]) -> str:
+    upright_size(image)  # names what cannot be read
+    with PIL.Image.open(io.BytesIO(image["bytes"])) as opened:
+        return opened.format.lower()
 
 
 def _copy_images(split: datasets.Dataset, names: Sequence[str], folder: Path) -> None:

@@ -12,6 +12,7 @@ import PIL.Image
 from cv_hf.config import DataConfig
 from cv_hf.data.load import Splits, load_splits
 from cv_hf.data.source import Source
+from cv_hf.tasks.object_detection import TASK
 
 # JSON as a parser gives it, of every kind.
 Json = Any
@@ -51,6 +52,4 @@ def rows(source: Source, split: str = "train") -> dict[str, list[tuple[Any, list
 
 
 def load(id: object, **data: Any) -> Splits:
-    from cv_hf.tasks.object_detection import TASK
-
     return load_splits(DataConfig(id=str(id), **data), TASK, 0, lambda line: None)
