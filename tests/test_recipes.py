@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,51 @@ class Timm:
 
 # What stands in for each model: a family of tests/tiny.py, or an architecture of timm.
 MODELS: dict[str, str | Timm] = {
+    "AnnaZhang/lwdetr_tiny_60e_coco": "lw_detr",
+    "IDEA-Research/dab-detr-resnet-50": "dab-detr",
+    "PekingU/rtdetr_v2_r18vd": "rt_detr_v2",
+    "PekingU/rtdetr_v2_r50vd": "rt_detr_v2",
+    "Roboflow/rf-detr-nano": "rf_detr",
+    "SenseTime/deformable-detr": "deformable_detr",
     "apple/mobilevitv2-1.0-imagenet1k-256": "mobilevitv2",
     "facebook/convnextv2-tiny-1k-224": "convnextv2",
     "facebook/deit-base-distilled-patch16-384": "deit_distilled",
+    "facebook/detr-resnet-50": "detr_timm",
     "facebook/dinov2-small": "dinov2_bare",
     "google/mobilenet_v2_1.0_224": "mobilenet_v2",
     "google/vit-base-patch16-224-in21k": "vit_bare",
+    "hustvl/yolos-tiny": "yolos",
     "microsoft/beit-base-patch16-224": "beit",
+    "microsoft/conditional-detr-resnet-50": "conditional_detr",
     "microsoft/cvt-13": "cvt",
     "microsoft/resnet-50": "resnet",
     "microsoft/swin-tiny-patch4-window7-224": "swin",
     "microsoft/swinv2-tiny-patch4-window16-256": "swinv2",
+    "microsoft/table-transformer-detection": "table-transformer",
     "timm/efficientnet_b0.ra_in1k": Timm("test_efficientnet", {}),
     "timm/vgg16.tv_in1k": Timm("vgg11", {"mlp_ratio": 0.002}),
+    "ustc-community/dfine-small-coco": "d_fine",
 }
+
+
+@dataclass(frozen=True)
+class Objects:
+    """A column of objects.
+
+    Attributes:
+        members: in the dataset's order; the type of a number, "text", "null", a list of class names or their number for
+            a ClassLabel; for `box` the type of its four numbers.
+        classes: the names or ids that are seen, where there is no ClassLabel.
+        xyxy: boxes end in their right and bottom edge, not in width and height.
+        of_lists: a struct of lists, as most are; else a list of structs.
+        box: the member that is the box.
+    """
+
+    members: Mapping[str, Any]
+    classes: Sequence[Any] = (0, 1)
+    xyxy: bool = False
+    of_lists: bool = True
+    box: str = "bbox"
 
 
 @dataclass(frozen=True)
@@ -52,8 +84,8 @@ class Data:
     """A dataset's form.
 
     Attributes:
-        columns: in the dataset's order; "image", "text", the names or the number of classes, or a list of class names
-            in a tuple of one for several labels per image.
+        columns: in the dataset's order; "image", "text", "null", the type of a number, Objects, the names or the number
+            of classes, or a list of class names in a tuple of one for several labels per image.
         splits: images per class here; two of the classes have any.
         config: the name of its configuration.
         size, mode: of its images.
@@ -74,8 +106,84 @@ FASHION = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", 
 AID = ["airplane", "bare soil", "buildings", "cars", "chaparral", "court", "dock", "field", "grass", "mobile home",
        "pavement", "sand", "sea", "ship", "tanks", "trees", "water"]  # fmt: skip
 THREE = {"train": 4, "validation": 2, "test": 2}
+FASHIONPEDIA = ["shirt, blouse", "top, t-shirt, sweatshirt", *(f"part {number}" for number in range(44))]
+CPPE5 = ["Coverall", "Face_Shield", "Gloves", "Goggles", "Mask"]
+SIZE = {"width": "int64", "height": "int64"}
 
 DATASETS: dict[str, Data] = {
+    "WKLI22/scanbank_hf": Data(
+        {
+            "image_id": "int64",
+            "image": "image",
+            "height": "int64",
+            "width": "int64",
+            "objects": Objects({"area": "int64", "bbox": "int64", "category": "int64", "id": "int64"}),
+        },
+        {"train": 20, "test": 2},
+    ),
+    "Zexanima/website_screenshots_image_dataset": Data(
+        {
+            "image_id": "int64",
+            "image": "image",
+            **SIZE,
+            "url": "null",
+            "date_captured": "text",
+            "objects": Objects(
+                {
+                    "area": "int64",
+                    "bbox": "int64",
+                    "category_id": "int64",
+                    "id": "int64",
+                    "image_id": "int64",
+                    "iscrowd": "int64",
+                    "segmentation": "nulls",
+                },
+                classes=(1, 3),
+                of_lists=False,
+            ),
+        },
+        {"train": 4, "valid": 2, "test": 2},
+    ),
+    "agyaatcoder/PlantDoc": Data(
+        {
+            "image_id": "int64",
+            "image": "image",
+            **SIZE,
+            "objects": Objects(
+                {"id": "int64", "area": "int64", "bbox": "float32", "category": "text"},
+                classes=("Apple leaf", "Tomato leaf yellow virus"),
+            ),
+        },
+        {"train": 8, "test": 2},
+    ),
+    "detection-datasets/fashionpedia": Data(
+        {
+            "image_id": "int64",
+            "image": "image",
+            **SIZE,
+            "objects": Objects(
+                {"bbox_id": "int64", "category": FASHIONPEDIA, "bbox": "float64", "area": "int64"}, xyxy=True
+            ),
+        },
+        {"train": 4, "val": 2},
+    ),
+    "iwake/cdla": Data(
+        {
+            "image": "image",
+            "objects": Objects({"bbox": "float64", "categories": "int64", "id": "int64", "area": "float64"}),
+        },
+        THREE,
+    ),
+    "rishitdagli/cppe-5": Data(
+        {
+            "image_id": "int64",
+            "image": "image",
+            "width": "int32",
+            "height": "int32",
+            "objects": Objects({"id": "int64", "area": "int64", "bbox": "float32", "category": CPPE5}),
+        },
+        {"train": 8, "test": 2},
+    ),
     "AI-Lab-Makerere/beans": Data({"image_file_path": "text", "image": "image", "labels": BEANS}, THREE),
     "dpdl-benchmark/oxford_flowers102": Data({"image": "image", "label": 102}, THREE),
     "ethz/food101": Data({"image": "image", "label": 101}, {"train": 4, "validation": 2}),
@@ -98,8 +206,9 @@ DATASETS: dict[str, Data] = {
 def test_every_recipe_is_here_and_listed() -> None:
     files = set(recipes.folder().rglob("*.yaml")) | set(recipes.folder().rglob("*.yml"))
     assert set(RECIPES.values()) == files
-    assert len(RECIPES) >= 8
     loaded = [load_recipe(path) for path in RECIPES.values()]
+    tasks = Counter(recipe.task for recipe in loaded)
+    assert min(tasks["image-classification"], tasks["object-detection"]) >= 8
     assert {recipe.model.id for recipe in loaded} == set(MODELS)
     assert {recipe.data.id for recipe in loaded} == set(DATASETS)
     for name, path in RECIPES.items():
@@ -139,11 +248,16 @@ def test_recipe_runs_unmodified(name: str, hub: LoopbackHub, tmp_path: Path) -> 
     assert all(math.isfinite(number) for number in numbers)
 
     classes = _class_names(recipe)
-    model = transformers.pipeline("image-classification", model=str(run.model))
+    model = transformers.pipeline(recipe.task, model=str(run.model))
     assert dict(enumerate(classes)) == model.model.config.id2label
-    answer = model(PIL.Image.effect_noise((48, 40), 60).convert("RGB"))
-    assert len(answer) == min(5, len(classes))
+    image = PIL.Image.effect_noise((48, 40), 60).convert("RGB")
+    answer = model(image, threshold=0.0) if recipe.task == "object-detection" else model(image)
     assert all(found["label"] in classes and 0 <= found["score"] <= 1 for found in answer)
+    if recipe.task == "object-detection":
+        assert len(answer) >= 10
+        assert all(set(found["box"]) == {"xmin", "ymin", "xmax", "ymax"} for found in answer)
+    else:
+        assert len(answer) == min(5, len(classes))
 
 
 def serve_model(hub: LoopbackHub, recipe: Recipe, folder: Path) -> None:
@@ -193,7 +307,7 @@ def serve_dataset(hub: LoopbackHub, repo_id: str) -> None:
     splits = {}
     for split, per_class in data.splits.items():
         rows = [
-            {name: _value(kind, index, data, random) for name, kind in data.columns.items()}
+            {name: _value(name, kind, index, data, random) for name, kind in data.columns.items()}
             for index in range(2 * per_class)
         ]
         splits[split] = datasets.Dataset.from_list(rows, features=features)
@@ -209,20 +323,54 @@ def _feature(kind: Any) -> Any:
         return datasets.ClassLabel(num_classes=kind)
     if isinstance(kind, list):
         return datasets.ClassLabel(names=kind)
-    return {"image": datasets.Image(), "text": datasets.Value("string")}[kind]
+    if isinstance(kind, Objects):
+        members = {name: _feature(member) for name, member in kind.members.items()}
+        members[kind.box] = datasets.List(members[kind.box])
+        if kind.of_lists:
+            return {name: datasets.List(member) for name, member in members.items()}
+        return datasets.List(members)
+    if kind == "nulls":
+        return datasets.List(datasets.Value("null"))
+    return datasets.Image() if kind == "image" else datasets.Value("string" if kind == "text" else kind)
 
 
-def _value(kind: Any, index: int, data: Data, random: np.random.Generator) -> Any:
+def _value(name: str, kind: Any, index: int, data: Data, random: np.random.Generator) -> Any:
     if kind == "image":
         shape = data.size[::-1] if data.mode == "L" else (*data.size[::-1], 3)
         return PIL.Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
     if kind == "text":
         return f"image_{index}"
+    if kind == "null":
+        return None
+    if isinstance(kind, str):
+        return {"width": data.size[0], "height": data.size[1]}.get(name, index)
+    if isinstance(kind, Objects):
+        return _objects(kind, index, data.size)
     return [[index % 5, 9], [], [3]][index % 3] if isinstance(kind, tuple) else index % 2
+
+
+def _objects(kind: Objects, index: int, size: tuple[int, int]) -> Any:
+    """Two boxes of one class, and in every other image one of the other that ends in the image's corner."""
+    width, height = size
+    boxes = [[1, 2, 10, 8], [3 + index % 5, 4, 12, 9], [width - 16, height - 14, 16, 14]][: 2 + index % 2]
+    found = []
+    for number, (x, y, w, h) in enumerate(boxes):
+        box = [x, y, x + w, y + h] if kind.xyxy else [x, y, w, h]
+        place = (index + number // 2) % 2
+        known = {kind.box: box, "area": w * h, "iscrowd": 0, "segmentation": []}
+        for name, member in kind.members.items():
+            if name.startswith("categor"):
+                known[name] = place if isinstance(member, list) else kind.classes[place]
+        found.append({name: known.get(name, 3 * index + number) for name in kind.members})
+    return {name: [each[name] for each in found] for name in kind.members} if kind.of_lists else found
 
 
 def _class_names(recipe: Recipe) -> list[str]:
     columns = DATASETS[recipe.data.id].columns
+    for objects in columns.values():
+        if isinstance(objects, Objects):
+            named = [member for member in objects.members.values() if isinstance(member, list)]
+            return named[0] if named else [str(source) for source in objects.classes]
     column = recipe.data.columns.get("label") or next(name for name in ("label", "labels") if name in columns)
     kind = columns[column]
     if isinstance(kind, int):
