@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,17 +202,23 @@ def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -
 
 
 def evidence(memory: Trained, dataset: datasets.Dataset) -> dict[str, Any]:
-    """{SHA-256 of an image's file: prediction}, of samples spread evenly over a split, for `cv-hf verify`.
+    """What a model answers to samples spread evenly over a split, for `cv-hf verify`.
 
     Args:
         memory: the model that was trained, in memory, before it was saved.
         dataset: a canonical split.
+
+    Returns:
+        {SHA-256 of an image's file: {"answer": prediction, "arguments": those that show it}}
     """
-    return {
-        digest(row["image"]): prediction
-        for row, prediction, _ in predict(memory, _spread(dataset, EVIDENCE))
+    task = memory.task
+    whole = replace(memory, arguments=task.complete)
+    answers = {
+        digest(row["image"]): task.surest(prediction)
+        for row, prediction, _ in predict(whole, _spread(dataset, EVIDENCE))
         if prediction is not None
     }
+    return {seen: {"answer": answer, "arguments": arguments} for seen, (answer, arguments) in answers.items()}
 
 
 def digest(image: Mapping[str, Any]) -> str:

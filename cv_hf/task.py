@@ -58,6 +58,7 @@ class Task:
             one JSON-ready prediction per image, what pipeline() answers for it.
         complete: the arguments for a prediction that leaves nothing out.
         shown: (complete prediction, arguments) -> what pipeline() shows of it, called with these.
+        surest: complete prediction -> a part of it that is worth keeping, and the arguments that show this part.
         compare: (prediction, another of the same image, (height, width), the arguments of both) -> how far they differ,
             0 where they agree, and the worst difference in words.
         score_answers: (complete predictions, rows, LabelMap) -> those metrics that they alone give.
@@ -95,6 +96,7 @@ class Task:
     predict: Callable[[Any, Any, Any, Sequence[tuple[int, int]], Mapping[str, Any]], list[Any]]
     complete: Mapping[str, Any]
     shown: Callable[[Any, Mapping[str, Any]], Any]
+    surest: Callable[[Any], tuple[Any, dict[str, Any]]]
     compare: Callable[[Any, Any, tuple[int, int], Mapping[str, Any]], tuple[float, str]]
     score_answers: Callable[[Sequence[Any], Sequence[Mapping[str, Any]], Any], dict[str, float]]
     export: Callable[[Mapping[str, Any], Mapping[str, tuple[int, int]], Any], dict[str, Any]]

@@ -149,7 +149,8 @@ def verify(
         ]
         if digests[index] in evidence:
             seen += 1
-            comparisons.append(("in training", evidence[digests[index]], answer, trained.arguments))
+            kept_answer, arguments = evidence[digests[index]].values()
+            comparisons.append(("in training", kept_answer, task.shown(everything, arguments), arguments))
         worst = max(
             ((*task.compare(mine, other, size, arguments), whose) for whose, mine, other, arguments in comparisons),
             key=lambda found: found[0],

@@ -42,14 +42,15 @@ def write_arguments(folder: Path, arguments: Mapping[str, Any], evidence: Mappin
     Args:
         folder: the model's.
         arguments: what pipeline() is to be called with, kept in the notes.
-        evidence: {SHA-256 of an image's file: what the model in memory answered}, before it was saved.
+        evidence: {SHA-256 of an image's file: {"answer": of the model in memory, before it was saved, "arguments": that
+            show as much}}.
     """
     _write(folder / EVIDENCE, evidence)
     _write(folder / NOTES, {**read_notes(str(folder)), "pipeline": dict(arguments)})
 
 
 def read_evidence(model_id: str) -> dict[str, Any]:
-    """The evidence kept beside the weights, {SHA-256 of an image's file: prediction}; may be empty.
+    """The evidence kept beside the weights, as `write_arguments` takes it; may be empty.
 
     Raises:
         ModelError: it is there and cannot be read.

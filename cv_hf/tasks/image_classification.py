@@ -182,6 +182,7 @@ TASK = Task(
     predict=predict,
     complete={},
     shown=lambda prediction, arguments: prediction,
+    surest=lambda prediction: (prediction, {}),
     compare=compare,
     score_answers=score_answers,
     export=lambda predictions, sizes, labels: {},

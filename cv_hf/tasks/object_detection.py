@@ -20,6 +20,8 @@ THRESHOLD = 0.5
 # Two answers agree where scores differ by no more than this, and corners by no more than this share of the image.
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-3
+# So many objects of an image are kept as evidence.
+SUREST = 30
 
 
 def model_fields(labels: LabelMap, columns: Sequence[str]) -> dict[str, Any]:
@@ -121,6 +123,12 @@ def predict(
 def shown(prediction: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The objects that score more than the threshold."""
     return [one for one in prediction if one["score"] > arguments.get("threshold", THRESHOLD)]
+
+
+def surest(prediction: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+    """The objects of the highest scores, and the threshold that shows them."""
+    found = sorted(prediction, key=lambda one: -one["score"])
+    return found[:SUREST], {"threshold": found[SUREST]["score"] if len(found) > SUREST else 0.0}
 
 
 def compare(
@@ -297,6 +305,7 @@ TASK = Task(
     predict=predict,
     complete={"threshold": 0.0},
     shown=shown,
+    surest=surest,
     compare=compare,
     score_answers=score_answers,
     export=export,

@@ -1,0 +1,296 @@
+"""Object detection end to end, on tiny detectors of every family."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cv_hf import finetune
+from cv_hf.errors import DataError
+from cv_hf.inference import load_trained, predict, predict_files
+from cv_hf.tasks import get_task
+from cv_hf.training.samples import collate_train
+from cv_hf.transforms import build_augment
+from tests.tiny_detection import DETECTION_FAMILIES
+
+TASK = get_task("object-detection")
+
+
+def steps(log: list[dict], *names: str) -> list:
+    return [tuple(line[name] for name in names) for line in log if names[0] in line]
+
+
+@pytest.mark.parametrize("family", sorted(DETECTION_FAMILIES))
+def test_trains_saves_resumes_reloads_and_pipeline_agrees(family, detection_recipe, boxes):
+    train = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    values = detection_recipe(family, train={**train, "save_total_limit": None}, eval={"metric": "loss"})
+    whole = finetune(values)
+    checkpoints = whole.folder / "checkpoints"
+    shutil.rmtree(checkpoints / "checkpoint-3")
+    (checkpoints / "finished.json").unlink()
+    resumed = finetune(values, resume=True)
+    assert steps(resumed.log, "loss", "grad_norm") == steps(whole.log, "loss", "grad_norm")
+    assert resumed.metrics["test"] == whole.metrics["test"]
+
+    trained = load_trained(whole.model)
+    assert trained.labels.names == ("red", "blue")
+    assert trained.labels.sources == (3, 11)
+    # Thresholds of a model of three steps may hide everything, so the least is asked for.
+    detect = transformers.pipeline("object-detection", model=str(whole.model))
+    files = sorted(str(file) for file in (boxes / "test").iterdir())[:5]
+    from dataclasses import replace
+
+    ours = predict_files(replace(trained, arguments={"threshold": 0.0}), files)
+    for file in files:
+        theirs = detect(file, threshold=0.0)
+        height, width = Image.open(file).size[::-1]
+        assert len(theirs) > 0
+        difference, words = TASK.compare(ours[file]["prediction"], theirs, (height, width), {"threshold": 0.0})
+        assert difference == 0, words
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_few_classes(classes, detection_recipe, boxes, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(boxes, folder)
+    for file in (folder / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        kept = content["categories"][:classes]
+        content["categories"] = kept
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] in [c["id"] for c in kept]]
+        file.write_text(json.dumps(content))
+    for family in ("detr", "rt_detr", "deformable_detr"):
+        values = detection_recipe(family, data={"id": str(folder)}, run_dir=str(tmp_path / family))
+        run = finetune(values)
+        answer = transformers.pipeline("object-detection", model=str(run.model))(
+            str(folder / "test" / "0.png"), threshold=0.0
+        )
+        assert {one["label"] for one in answer} <= {"red", "blue"} if classes == 2 else {"red"}
+
+
+@pytest.mark.parametrize("family", ["rt_detr", "detr"])
+def test_the_open_script_follows_finetune(family, detection_recipe, tmp_path):
+    values = detection_recipe(family, train={"max_steps": -1, "num_train_epochs": 1})
+    ours = finetune(values)
+    values["run_dir"] = str(tmp_path / "open")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(values))
+    script = Path(__file__).parents[2] / "recipes" / "open_recipe.py"
+    subprocess.run([sys.executable, str(script), str(file)], check=True, capture_output=True)
+    lines = [json.loads(line) for line in (tmp_path / "open" / "log.jsonl").read_text().splitlines()]
+    assert len(steps(ours.log, "loss")) == 4
+    assert steps(lines, "loss", "grad_norm") == steps(ours.log, "loss", "grad_norm")
+    assert json.loads((tmp_path / "open" / "metrics.json").read_text())["test"] == ours.metrics["test"]
+    for name in ("cv_hf.json", "evidence.json"):
+        assert json.loads((tmp_path / "open" / "model" / name).read_text()) == json.loads(
+            (ours.model / name).read_text()
+        )
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(0, 6))
+def test_everything_about_a_box_moves_as_one(seed, count):
+    """Each box is a patch of a grey level of its own, which names it: found again by its pixels after augmentation."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((120, 160, 3), np.uint8)
+    bbox = []
+    for index in range(count):
+        x, y = 4 + 50 * (index % 3), 4 + 60 * (index // 3)
+        w, h = rng.integers(10, 40, 2).tolist()
+        bbox.append([x, y, w, h])
+        image[y : y + h, x : x + w] = 40 * (index + 1)
+    objects = {
+        "bbox": bbox,
+        "category": [7 * index for index in range(count)],
+        "area": [100.0 * (index + 1) * w * h for index, (_, _, w, h) in enumerate(bbox)],
+        "iscrowd": [index % 2 == 1 for index in range(count)],
+    }
+    names = [{"HorizontalFlip": {}}, {"VerticalFlip": {}}, {"RandomCrop": {"height": 70, "width": 90}}]
+    augment = build_augment([*names, {"RandomRotate90": {}}], None, seed, boxes=True)
+    augment.size = None
+    sample = TASK.train_sample(image, {"objects": objects}, lambda image, **t: augment((0, seed), image, **t))
+    height, width = sample["image"].shape[:2]
+    lengths = {len(sample[name]) for name in ("boxes", "classes", "area", "iscrowd")}
+    assert len(lengths) == 1
+    seen = set()
+    for box, label, area, crowd in zip(
+        sample["boxes"], sample["classes"], sample["area"], sample["iscrowd"], strict=True
+    ):
+        index = int(label) // 7
+        seen.add(index)
+        rows, columns = np.nonzero(sample["image"][..., 0] == 40 * (index + 1))
+        left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        expected = [(left + right) / 2 / width, (top + bottom) / 2 / height]
+        expected += [(right - left) / width, (bottom - top) / height]
+        np.testing.assert_allclose(box, expected, atol=1e-5)
+        assert crowd == (index % 2 == 1)
+        assert area == pytest.approx(100 * (index + 1) * (right - left) * (bottom - top), rel=1e-4)
+    for index in set(range(count)) - seen:
+        left_over = (sample["image"][..., 0] == 40 * (index + 1)).sum()
+        assert left_over < 0.11 * bbox[index][2] * bbox[index][3]
+
+
+def _sample(height: int, width: int, box: list[float]) -> dict:
+    image = np.full((height, width, 3), 200, np.uint8)
+    values = {"boxes": np.array([box], np.float32), "classes": np.array([1]), "iscrowd": np.array([False])}
+    return {"image": image, "file": "a", "findings": [], **values}
+
+
+def test_padded_batches_are_masked_or_their_boxes_are_relative_to_the_padding():
+    samples = [_sample(40, 80, [0.5, 0.5, 0.5, 0.25]), _sample(60, 50, [0.5, 0.5, 1.0, 1.0])]
+    masked = collate_train(samples, targets=TASK.targets, labels=None, masked=True)
+    assert masked["pixel_values"].shape == (2, 3, 60, 80)
+    assert masked["pixel_mask"].sum(dim=(1, 2)).tolist() == [40 * 80, 60 * 50]
+    assert (masked["pixel_values"] * (1 - masked["pixel_mask"][:, None])).sum() == 0
+    assert masked["labels"][0]["boxes"].tolist() == [[0.5, 0.5, 0.5, 0.25]]
+    plain = collate_train(samples, targets=TASK.targets, labels=None, masked=False)
+    for target, (height, width) in zip(plain["labels"], [(40, 80), (60, 50)], strict=True):
+        ratio = torch.tensor([width / 80, height / 60, width / 80, height / 60])
+        index = plain["labels"].index(target) if False else 0 if height == 40 else 1
+        torch.testing.assert_close(target["boxes"], masked["labels"][index]["boxes"] * ratio)
+
+
+def test_a_padded_batch_has_the_loss_of_its_images(tiny):
+    """DETR is told what is padding, so an image's boxes do not move with its neighbour. Brute force: one by one."""
+    from cv_hf.models import pixel_map
+
+    folder = tiny("detr")
+    model = transformers.AutoModelForObjectDetection.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    pixels = pixel_map(processor)
+    rng = np.random.default_rng(0)
+    samples = [_sample(64, 96, [0.3, 0.4, 0.2, 0.3]), _sample(96, 64, [0.6, 0.5, 0.4, 0.2])]
+    for sample in samples:
+        sample["image"] = rng.integers(0, 256, sample["image"].shape, dtype=np.uint8)
+
+    def forward(items):
+        batch = collate_train(items, targets=TASK.targets, labels=None, masked=True)
+        values = pixels.apply(batch["pixel_values"]) * batch["pixel_mask"][:, None]
+        return model(pixel_values=values, pixel_mask=batch["pixel_mask"])
+
+    with torch.no_grad():
+        together = forward(samples).pred_boxes
+        alone = torch.cat([forward([sample]).pred_boxes for sample in samples])
+    torch.testing.assert_close(together, alone, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["detr", "deformable_detr", "yolos"])
+def test_predictions_do_not_depend_on_the_batch(family, tiny, tmp_path):
+    from dataclasses import replace
+
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate([(60, 60), (48, 96), (96, 48), (64, 80), (150, 50)] * 2):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    from cv_hf.inference import images_dataset
+
+    dataset = images_dataset([tmp_path])
+    trained = replace(load_trained(tiny(family), "object-detection"), arguments={"threshold": 0.0})
+    answers = {size: [answer for _, answer, _ in predict(trained, dataset, batch_size=size)] for size in (1, 8)}
+    for one, eight, row in zip(answers[1], answers[8], predict(trained, dataset), strict=True):
+        assert TASK.compare(one, eight, row[0]["size"], {"threshold": 0.0}) == (0.0, "")
+
+
+def test_label_ids_survive_to_coco(detection_recipe, boxes, tmp_path):
+    run = finetune(detection_recipe("rt_detr"))
+    from dataclasses import replace
+
+    trained = replace(load_trained(run.model), arguments={"threshold": 0.0})
+    answers = predict_files(trained, [boxes / "test"], tmp_path / "out")
+    coco = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert coco["categories"] == [{"id": 3, "name": "red"}, {"id": 11, "name": "blue"}]
+    assert {one["category_id"] for one in coco["annotations"]} <= {3, 11}
+    names = {3: "red", 11: "blue"}
+    files = {image["id"]: image["file_name"] for image in coco["images"]}
+    flat = [(file, one) for file, answer in answers.items() for one in answer["prediction"]]
+    assert len(flat) == len(coco["annotations"])
+    for (file, one), annotation in zip(flat, coco["annotations"], strict=True):
+        assert (file, one["label"]) == (files[annotation["image_id"]], names[annotation["category_id"]])
+        x, y, w, h = annotation["bbox"]
+        assert [x, y, x + w, y + h] == pytest.approx(list(one["box"].values()))
+    assert len(list((tmp_path / "out").glob("*.png"))) == 8
+
+
+def test_a_loss_that_is_not_finite_names_the_files(detection_recipe, monkeypatch):
+    from cv_hf.training import Trainer
+
+    kept = Trainer.compute_loss
+
+    def broken(self, model, inputs, *arguments, **more):
+        if self.state.global_step == 1:
+            inputs["pixel_values"] = inputs["pixel_values"] * float("nan")
+        return kept(self, model, inputs, *arguments, **more)
+
+    monkeypatch.setattr(Trainer, "compute_loss", broken)
+    with pytest.raises((DataError, ValueError), match=r"not finite at step 2, on .*\d+\.png") as raised:
+        finetune(detection_recipe("yolos"))
+    assert len(str(raised.value).splitlines()) <= 2
+
+
+def test_bad_boxes_and_bad_photos_lose_themselves_only(detection_recipe, boxes, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(boxes, folder)
+    file = folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    good = len(content["annotations"])
+    bad = {"zero-area": [5, 5, 0, 9], "inverted": [30, 30, -9, -9], "outside": [500, 500, 9, 9]}
+    for bbox in bad.values():
+        content["annotations"].append({"id": 10_000 + len(content["annotations"]), "image_id": 10, "bbox": bbox,
+                                       "category_id": 3, "area": 81, "iscrowd": 0})  # fmt: skip
+    file.write_text(json.dumps(content))
+    (folder / "train" / "5.png").write_bytes(b"no image")
+    lost = sum(a["image_id"] == 15 for a in content["annotations"])
+    from cv_hf.config import DataConfig
+    from cv_hf.data import load_splits
+
+    splits = load_splits(DataConfig(id=str(folder)), TASK, seed=0)
+    assert len(splits.train) == 15
+    assert sum(len(row["bbox"]) for row in splits.train["objects"]) == good - lost
+    assert sum(not row["bbox"] for row in splits.train["objects"]) == 4  # empty images stay
+    for name in bad:
+        assert splits.findings.count(f"box-{name}") == 1
+    assert splits.findings.count("unreadable-image") == 1
+    run = finetune(detection_recipe("rt_detr", data={"id": str(folder)}))
+    assert set(run.metrics["findings"]) >= {"box-zero-area", "box-inverted", "box-outside", "unreadable-image"}
+    assert run.metrics["test"]["num_samples"] == 8
+
+
+def test_the_published_score_is_that_of_pycocotools(detection_recipe, boxes):
+    """From the predictions of the saved model, by the reference on the source's own annotation file."""
+    import contextlib
+    import io
+    from dataclasses import replace
+
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    train = {"max_steps": 30, "learning_rate": 3e-3, "eval_strategy": "no", "save_strategy": "no", "multi_scale": None}
+    run = finetune(detection_recipe("rt_detr", train=train))
+    trained = replace(load_trained(run.model), arguments={"threshold": 0.0})
+    answers = predict_files(trained, [boxes / "test"])
+    results = []
+    for file, answer in answers.items():
+        for one in answer["prediction"]:
+            left, top, right, bottom = one["box"].values()
+            results.append({"image_id": 10 + int(Path(file).stem), "category_id": {"red": 3, "blue": 11}[one["label"]],
+                            "bbox": [left, top, right - left, bottom - top], "score": one["score"]})  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(boxes / "annotations" / "instances_test.json"))
+        reference = COCOeval(truth, truth.loadRes(results), "bbox")
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
+    names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100")
+    for name, value in zip(names, reference.stats, strict=False):
+        measured = run.metrics["test"][name]
+        assert (-1 if measured is None else measured) == pytest.approx(value, abs=1e-6), name
