@@ -615,7 +615,8 @@ def _clean_split(
         )
     for place in np.flatnonzero(cut & kept).tolist():
         findings.add("box-clipped", name(place), shown(place))
-    extent = clipped[:, 2] * clipped[:, 3]
+    with np.errstate(invalid="ignore", over="ignore"):
+        extent = clipped[:, 2] * clipped[:, 3]
     areas = np.where(objects.areas > 0, objects.areas, extent)
     areas = np.where(cut, np.minimum(areas, extent), areas)
     counts = np.bincount(objects.rows[kept], minlength=len(dataset))

@@ -286,8 +286,7 @@ def _named(
 
 
 def unlabelled(encoded: datasets.Dataset) -> list[int]:
-    """The rows of an encoded split that have no label."""
-    """The samples without a label. An image without objects is one with a label, unless no image has any."""
+    """The rows of an encoded split that have no label; of images with objects, all or none: one may be without."""
     if "objects" in encoded.column_names:
         boxes = pc.struct_field(encoded.select_columns("objects").with_format("arrow")[:]["objects"], "bbox")
         return [] if pc.sum(pc.list_value_length(boxes)).as_py() else list(range(len(encoded)))
@@ -303,7 +302,7 @@ def unlabelled(encoded: datasets.Dataset) -> list[int]:
 def _without_unlabelled(
     encoded: datasets.Dataset, missing: Sequence[int], findings: Findings, on_bad_sample: str
 ) -> datasets.Dataset:
-    if not missing:
+    if not missing or "objects" in encoded.column_names:
         return encoded
     for name in encoded.select_columns("file").select(missing)["file"]:
         findings.drop("missing-label", name, "", on_bad_sample)

@@ -409,7 +409,7 @@ EDGE = st.one_of(
 BOX = st.lists(EDGE, min_size=4, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(BOX, max_size=4), min_size=1, max_size=4), st.booleans())
 def test_bad_boxes_lose_themselves_and_nothing_else(images, annotated):
     images = [*images, [[0.0, 0.0, 60.0, 40.0]]]
@@ -509,7 +509,7 @@ def categories(draw):
     return sources, [*images, sources]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(categories(), st.booleans())
 def test_source_ids_survive(drawn, reader_names):
     sources, images = drawn
@@ -586,7 +586,7 @@ def rarest(images, names):
     return [min(image, key=lambda name: (frequency[name], names.index(name)), default=None) for image in images]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.sampled_from(NAMES), max_size=5), min_size=1, max_size=12))
 def test_strata_are_the_rarest_classes(images):
     images = [*images, NAMES]
