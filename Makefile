@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all check bench clean
+.PHONY: help setup demo demo-detection test test-all check bench clean
 
 help:
 	@echo "make setup     virtual environment $(VENV) with cv_hf and all it needs (Python >= 3.10 and pip)"
 	@echo "make demo      fine-tune a classifier on handwritten digits, offline, in under 3 minutes on 2 cores"
+	@echo "make demo-detection  find digits scattered over photographs, offline, in some minutes on 2 cores"
 	@echo "make test      lint and the tests, about 5 minutes on 2 cores"
 	@echo "make test-all  the same and the slow proofs"
 	@echo "make check     lint and formatting only"
@@ -26,6 +27,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@echo "== fine-tuning a classifier on handwritten digits"
 	$(BIN)/python -m cv_hf.demo
+
+demo-detection: $(READY)
+	@echo "== fine-tuning a detector on digits scattered over photographs"
+	$(BIN)/python -m cv_hf.demo detection
 
 test: check
 	@echo "== running the tests (two processes)"
