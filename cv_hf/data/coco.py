@@ -380,6 +380,8 @@ def _merge_categories(names: dict[int | str, str], content: Mapping[str, Any], f
             raise DataError(
                 f"{file}: category {category['id']!r} is called {name!r}, and {names[category['id']]!r} elsewhere."
             )
+    if len({type(source) for source in names}) > 1:
+        raise DataError(f"{file}: the ids of categories are numbers in some entries and text in others.")
 
 
 def _label_map(names: Mapping[int | str, str], used: Iterable[int | str]) -> LabelMap | None:
@@ -387,8 +389,6 @@ def _label_map(names: Mapping[int | str, str], used: Iterable[int | str]) -> Lab
     used = set(used)
     taken = {names[source] for source in names if source in used}
     kept = [source for source in names if source in used or names[source] not in taken]
-    if len({type(source) for source in kept}) > 1:
-        raise DataError("the ids of categories are numbers in some entries and text in others.")
     kept.sort()
     return LabelMap(tuple(names[source] for source in kept), tuple(kept)) if kept else None
 

@@ -256,6 +256,7 @@ def test_a_parent_category_of_the_same_name_goes(tmp_path):
         ("image 0 of the list has no id", [("id", 2**70)]),
         ("ids of images are numbers in some entries", [("id", 1), ("id", "1")]),
         ("a category has no id", {"images": [], "annotations": [], "categories": [{"name": "x"}]}),
+        ("ids of categories are numbers in some", annotations("0.jpg", categories=[*CATEGORIES, {"id": "x"}])),
         ("none of its 1 annotations", annotations("0.jpg", annotations=[{"image_id": 11, "category_id": 7}])),
     ],
 )
@@ -299,7 +300,7 @@ PLACES = [
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JSON), min_size=1, max_size=3))
 def test_any_json_is_read_or_refused_by_name(changes):
-    content = annotations("0.jpg", "1.jpg", "2.jpg")
+    content = annotations("0.jpg", "1.jpg", "2.jpg", categories=[dict(category) for category in CATEGORIES])
     for place, value in changes:
         parent = content
         try:
