@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from cv_hf import boxes
 from cv_hf.data import LabelMap, detection
@@ -159,16 +161,10 @@ def compare(
     else:
         fits = np.abs(mine - other) <= tolerance
     near &= fits.all(axis=2)
-    # The nearest of those that agree, as a model may answer with one box twice.
-    distance = np.where(near, np.abs(mine - other).max(axis=2, initial=0), np.inf)
-    left = set(range(len(lists[1])))
-    lone = []
-    for index in range(len(lists[0])):
-        partner = min(left, key=lambda place: distance[index, place], default=None)
-        if partner is None or not near[index, partner]:
-            lone.append((lists[0][index], "not by pipeline()"))
-        else:
-            left.remove(partner)
+    # Boxes lie so close to each other that the nearest is not always the same one: as many pairs as there can be.
+    partners = maximum_bipartite_matching(csr_array(near), perm_type="column")
+    left = set(range(len(lists[1]))) - set(partners.tolist())
+    lone = [(lists[0][index], "not by pipeline()") for index in np.flatnonzero(partners < 0)]
     lone += [(lists[1][index], "by pipeline() alone, not") for index in left]
     lone = [(one, whose) for one, whose in lone if one["score"] > least + SCORE_TOLERANCE]
     if not lone:

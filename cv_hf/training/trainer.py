@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -135,14 +136,23 @@ class Trainer(transformers.Trainer):
         # Trainer divides by the number of micro-batches; weighing by size makes that the mean over all samples even
         # when the last micro-batch of an epoch is shorter.
         weight = _size(inputs) * self.current_gradient_accumulation_steps / self._samples_in_step
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        try:
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            # Matching boxes to objects fails on what is no number, each library in words of its own.
+            if not re.search(r"\bnan\b|invalid numeric", str(error), re.IGNORECASE):
+                raise
+            raise self._not_finite() from None
         if not torch.isfinite(loss.detach()).all():
-            files = ", ".join(self._files[:8]) + (", ..." if len(self._files) > 8 else "")
-            raise DataError(
-                f"the loss is not finite at step {self.state.global_step + 1}, on {files}.\n"
-                "Try a lower train.learning_rate or train.bf16=false; if it is always on the same images, look at them."
-            )
+            raise self._not_finite()
         return (loss * weight, outputs) if return_outputs else loss * weight
+
+    def _not_finite(self) -> DataError:
+        files = ", ".join(self._files[:8]) + (", ..." if len(self._files) > 8 else "")
+        return DataError(
+            f"the loss is not finite at step {self.state.global_step + 1}, on {files}.\n"
+            "Try a lower train.learning_rate or train.bf16=false; if it is always on the same images, look at them."
+        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
