@@ -187,6 +187,25 @@ def test_recipes_are_listed_shown_and_copied(tmp_path):
     assert f"Did you mean {name!r}?" in refused(2, "recipes", "show", name[:-1])
 
 
+def test_init_tells_boxes_from_classes(boxes, photos, tmp_path, tiny):
+    recipe = tmp_path / "recipe.yaml"
+    answer = cv_hf("init", boxes, "--out", recipe, "--model", tiny("detr"))
+    assert (answer.code, answer.err) == (0, "")
+    assert "2 classes: red, blue" in answer.out
+    assert "boxes: xywh, as coco has them" in answer.out
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert values["task"] == "object-detection"
+    answer = cv_hf("train", recipe, "train.max_steps=1", "train.batch_size=4", "--run-dir", tmp_path / "run")
+    assert answer.code == 0, answer.err
+    assert f"cv-hf verify {tmp_path / 'run'} --data {boxes}" in answer.out
+    answer = cv_hf("predict", tmp_path / "run", boxes / "test" / "0.png", "--threshold", "0", "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert len(found[str(boxes / "test" / "0.png")]["prediction"]) > 3
+    assert " and " in answer.out
+    assert cv_hf("init", boxes, "--task", "image-classification", "--out", tmp_path / "other.yaml").code == 2
+
+
 def test_env_tells_versions_and_no_secret():
     lines = dict(line.split(": ", 1) for line in cv_hf("env").out.splitlines())
     assert lines["transformers"] == transformers.__version__
@@ -212,7 +231,7 @@ def test_push_after_training(trained, hub):
         ("train.learnin_rate=1", "train.learnin_rate is not a known key. Did you mean 'learning_rate'?"),
         ("train.learning_rate=fast", "train.learning_rate: input should be a valid number"),
         ("train.output_dir=x", "train.output_dir is not used here; use run_dir."),
-        ("task=object-detection", "cannot be trained by this version"),
+        ("task=semantic-segmentation", "cannot be trained by this version"),
         ("data.id=/no/such/folder", "there is no file or folder /no/such/folder"),
         ("data.splits.validation=nope", "nope"),
         ("data.labels=[red, green, bleu]", "bleu"),

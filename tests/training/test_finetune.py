@@ -42,7 +42,7 @@ def test_the_run_directory_is_whole(recipe):
     names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     expected = {"recipe.yaml", "metrics.json", "log.jsonl", "predictions/sheet.png"}
     expected |= {f"model/{name}" for name in ("config.json", "model.safetensors", "preprocessor_config.json")}
-    expected |= {"model/README.md", "model/cv_hf.json"}
+    expected |= {"model/README.md", "model/cv_hf.json", "model/evidence.json"}
     assert expected <= names
     assert not [name for name in names if name.startswith("model/") and name not in expected]
     assert json.loads((run.folder / "metrics.json").read_text()) == run.metrics

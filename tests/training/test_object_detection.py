@@ -160,33 +160,38 @@ def test_padded_batches_are_masked_or_their_boxes_are_relative_to_the_padding():
         torch.testing.assert_close(plain["labels"][index]["boxes"], masked["labels"][index]["boxes"] * ratio)
 
 
-def test_the_mask_of_a_padded_batch_is_used(tiny):
-    """DETR is told what is padding, so an image's boxes hardly move with its neighbour; without the mask they do.
+@pytest.mark.parametrize("family", ["detr", "yolos"])
+def test_what_a_model_is_given_in_training(family, detection_recipe, monkeypatch):
+    """Zeros where a batch is padded, as processors pad; a mask of it for models that take one; sizes that vary."""
+    from cv_hf.training import Trainer
 
-    Hardly: a convolution at the border of the padding sees zeros, as it does at that of an image alone, but its stride
-    may end elsewhere.
-    """
-    from cv_hf.models import pixel_map
+    seen = []
+    kept = Trainer.compute_loss
 
-    folder = tiny("detr")
-    model = transformers.AutoModelForObjectDetection.from_pretrained(folder).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    pixels = pixel_map(processor)
-    rng = np.random.default_rng(0)
-    samples = [_sample(64, 96, [0.3, 0.4, 0.2, 0.3]), _sample(96, 64, [0.6, 0.5, 0.4, 0.2])]
-    for sample in samples:
-        sample["image"] = rng.integers(0, 256, sample["image"].shape, dtype=np.uint8)
+    def watched(self, model, inputs, *arguments, **more):
+        seen.append({name: value for name, value in inputs.items() if name != "labels"})
+        return kept(self, model, inputs, *arguments, **more)
 
-    def found(items, masked=True):
-        batch = collate_train(items, targets=TASK.targets, labels=None, masked=True)
-        values = pixels.apply(batch["pixel_values"]) * batch["pixel_mask"][:, None]
-        with torch.no_grad():
-            return model(pixel_values=values, **({"pixel_mask": batch["pixel_mask"]} if masked else {})).pred_boxes
-
-    alone = torch.cat([found([sample]) for sample in samples])
-    moved = (found(samples) - alone).abs().max()
-    assert moved < 2e-2
-    assert (found(samples, masked=False) - alone).abs().max() > 2 * moved
+    monkeypatch.setattr(Trainer, "compute_loss", watched)
+    train = {"max_steps": 4, "multi_scale": None, "eval_strategy": "no", "save_strategy": "no"}
+    augment = [{"HorizontalFlip": {"p": 0.5}}]
+    finetune(detection_recipe(family, train=train, augment=augment))
+    assert len(seen) == 4
+    for inputs in seen:
+        assert ("pixel_mask" in inputs) == (family == "detr")
+        if family == "detr":
+            # Every photo is noise, so no pixel of it is exactly the mean of all.
+            shown = inputs["pixel_values"].abs().sum(dim=1) > 0
+            assert torch.equal(shown, inputs["pixel_mask"].bool())
+            assert not shown.all()
+    seen.clear()
+    scaled = detection_recipe(family, train={**train, "multi_scale": [0.5, 2.0]}, augment=augment)
+    finetune({**scaled, "run_dir": scaled["run_dir"] + "2"})
+    sizes = {tuple(inputs["pixel_values"].shape[2:]) for inputs in seen}
+    assert len(sizes) > 1
+    assert all(edge % 32 == 0 for size in sizes for edge in size)
+    if family == "detr":
+        assert all(inputs["pixel_mask"].shape == inputs["pixel_values"][:, 0].shape for inputs in seen)
 
 
 @pytest.mark.parametrize("family", ["detr", "deformable_detr", "yolos"])
