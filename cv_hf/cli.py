@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--data", metavar="DATA", required=True)
     verify.add_argument("--split", metavar="S", help="default: test, else validation, else the only one")
     verify.add_argument("--limit", metavar="N", type=int, help="so many images only")
+    verify.add_argument("--task", help="the task of a model that cv_hf did not train")
     verify.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
     _add_data_options(verify)
     verify.set_defaults(run=_verify)
@@ -163,7 +164,6 @@ def _train(arguments: argparse.Namespace) -> None:
 
         code = launch(arguments.nproc, ["train", arguments.recipe, *overrides, *["--resume"] * arguments.resume])
         raise SystemExit(code)
-    from cv_hf.config import load_recipe
     from cv_hf.environment import quiet
     from cv_hf.finetuning import finetune
 
@@ -180,9 +180,21 @@ def _train(arguments: argparse.Namespace) -> None:
         print(f"pushed to {run.url}")
     print("Next:")
     print(f"  cv-hf predict {run.folder} IMAGE|DIR")
-    print(f"  cv-hf verify {run.folder} --data {shlex.quote(load_recipe(run.folder / 'recipe.yaml').data.id)}")
+    print(f"  {_verify_command(run.folder)}")
     if not run.url:
         print(f"  cv-hf push {run.folder} USER/NAME")
+
+
+def _verify_command(folder: Path) -> str:
+    """The command that verifies a run on the data of its recipe."""
+    from cv_hf.config import load_recipe
+
+    data = load_recipe(folder / "recipe.yaml").data
+    said = data.model_dump(mode="json", exclude_defaults=True, exclude={"id", "splits", "max_samples", "on_bad_sample"})
+    words = ["cv-hf", "verify", str(folder), "--data", data.id]
+    test = (data.splits or {}).get("test")
+    words += ["--split", test] if isinstance(test, str) else []
+    return shlex.join([*words, *(f"data.{key}={json.dumps(value)}" for key, value in said.items())])
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -244,6 +256,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         data,
         split=arguments.split,
         limit=arguments.limit,
+        task=arguments.task,
         trust_remote_code=arguments.trust_remote_code,
     )
     for line in verdict.lines():

@@ -169,8 +169,9 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     # Only where images stand at the model's size already can the processor's resizing be left out.
     whole_processor = pixels is None or (augment.size is None and resize is None)
     scales = None
-    if recipe.train.multi_scale and not whole_processor:
-        scales = find_scales(built.model, pixels.size, recipe.train.multi_scale)
+    if recipe.train.multi_scale:
+        if not whole_processor:
+            scales = find_scales(built.model, pixels.size, recipe.train.multi_scale)
         if scales is None:
             echo(f"train.multi_scale is left out: {type(built.model).__name__} takes images of one size")
     return Trainer(
@@ -268,7 +269,8 @@ def write_results(
     """
     shown = splits.validation if splits.test is None else splits.test
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    publish.write_arguments(folder / "model", trained.arguments, evidence(memory, shown))
+    seen = evidence(memory, shown)
+    publish.write_arguments(folder / "model", trained.arguments, seen, metrics["validation"])
     publish.write_card(
         folder / "model" / "README.md",
         recipe,

@@ -64,6 +64,11 @@ def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_
         raise ModelError(f"{model_id}: {len(built.report.new)} weights are missing, as {built.report.new[0]}.")
     if "labels" in notes:
         labels = LabelMap.from_dict(notes["labels"])
+        if other := set(built.model.config.id2label.values()) ^ set(labels.names):
+            raise ModelError(
+                f"{model_id}: config.json and cv_hf.json do not have the same classes ({sorted(other)[0]!r:.80} is in "
+                "one only).\nTake both files from one training."
+            )
     else:
         labels = from_class_names(_distinct([name for _, name in sorted(built.model.config.id2label.items())]))
     model = built.model.eval().to(PartialState().device)

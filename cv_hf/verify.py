@@ -93,6 +93,11 @@ class Verdict:
                 f"verified: pipeline() gives the answers that were measured, on {self.images} images"
                 + (f", {self.evidence} of them in the evidence of training" if self.evidence else "")
             )
+        if not self.evidence:
+            lines.append(
+                "none of them stands in the evidence of training, so only pipeline() and evaluation were compared; a "
+                "file of the model that was changed since would not show. Give the data that it was scored on."
+            )
         return lines
 
 
@@ -102,6 +107,7 @@ def verify(
     *,
     split: str | None = None,
     limit: int | None = None,
+    task: str | None = None,
     trust_remote_code: bool = False,
     echo: Callable[[str], None] = print,
 ) -> Verdict:
@@ -112,6 +118,7 @@ def verify(
         data: Hub id, folder or file, or a whole data section.
         split: as in `evaluate_model`.
         limit: compare so many images, spread over the split; the evidence's are among them. None: all.
+        task: the task of a model that cv_hf did not train.
         trust_remote_code: run the code that the model brings.
         echo: called with each line to print.
 
@@ -120,17 +127,17 @@ def verify(
         CheckFailed: pipeline() fails.
     """
     data = data if isinstance(data, DataConfig) else DataConfig(id=str(data))
-    trained = load_trained(model, trust_remote_code=trust_remote_code)
+    trained = load_trained(model, task, trust_remote_code=trust_remote_code)
     evidence = read_evidence(trained.id)
     dataset, _ = load_split(data, trained.task, trained.labels, split, echo)
     digests = [digest(dataset[index]["image"]) for index in range(len(dataset))] if evidence else [""] * len(dataset)
     if limit is not None and limit < len(dataset):
-        known = [index for index, seen in enumerate(digests) if seen in evidence][:limit]
+        witnessed = [index for index, seen in enumerate(digests) if seen in evidence][:limit]
         spread = [index * len(dataset) // limit for index in range(limit)]
-        chosen = sorted([*known, *[index for index in spread if index not in known][: limit - len(known)]])
+        chosen = sorted([*witnessed, *[index for index in spread if index not in witnessed][: limit - len(witnessed)]])
         dataset, digests = dataset.select(chosen), [digests[index] for index in chosen]
 
-    task = trained.task
+    known = trained.task
     ours, left_out = _evaluated(trained, dataset)
     kept = [index for index in range(len(dataset)) if index not in left_out]
     if not kept:
@@ -144,22 +151,22 @@ def verify(
         answer, everything = theirs[index]["answer"], theirs[index]["everything"]
         size, prediction = ours[index]
         comparisons = [
-            ("by evaluation", prediction, everything, task.complete),
-            ("by evaluation", task.shown(prediction, trained.arguments), answer, trained.arguments),
+            ("by evaluation", prediction, everything, known.complete),
+            ("by evaluation", known.shown(prediction, trained.arguments), answer, trained.arguments),
         ]
         if digests[index] in evidence:
             seen += 1
             kept_answer, arguments = evidence[digests[index]].values()
-            comparisons.append(("in training", kept_answer, task.shown(everything, arguments), arguments))
+            comparisons.append(("in training", kept_answer, known.shown(everything, arguments), arguments))
         worst = max(
-            ((*task.compare(mine, other, size, arguments), whose) for whose, mine, other, arguments in comparisons),
+            ((*known.compare(mine, other, size, arguments), whose) for whose, mine, other, arguments in comparisons),
             key=lambda found: found[0],
         )
         if worst[0] > 0:
             differences.append((worst[0], f"{dataset[index]['file']}: {worst[1]} {worst[2]}"))
     rows = [dataset[index] for index in kept]
-    by_pipeline = task.score_answers([theirs[index]["everything"] for index in kept], rows, trained.labels)
-    by_evaluation = task.score_answers([ours[index][1] for index in kept], rows, trained.labels)
+    by_pipeline = known.score_answers([theirs[index]["everything"] for index in kept], rows, trained.labels)
+    by_evaluation = known.score_answers([ours[index][1] for index in kept], rows, trained.labels)
     metrics = {name: (by_pipeline[name], by_evaluation[name]) for name in by_pipeline}
     lines = [line for _, line in sorted(differences, key=lambda one: -one[0])]
     for name, (theirs_value, ours_value) in metrics.items():

@@ -126,7 +126,8 @@ def main(recipe_file: str, *overrides: str) -> dict:
     # What pipeline() should be called with, as a score threshold; what `cv-hf verify` compares with; card and push.
     call = task.arguments(metrics["validation"])
     memory = replace(trained, model=trainer.model.eval(), processor=processor, arguments=call)
-    publish.write_arguments(folder / "model", call, evidence(memory, splits.test or splits.validation))
+    seen = evidence(memory, splits.test or splits.validation)
+    publish.write_arguments(folder / "model", call, seen, metrics["validation"])
     publish.write_card(
         folder / "model" / "README.md",
         recipe,

@@ -12,10 +12,12 @@ from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, decode
 from cv_hf.data.load import canonical_splits, read, unlabelled
+from cv_hf.data.splits import role_of
 from cv_hf.errors import DataError
 from cv_hf.task import Task
 
 _THREADS = 8
+_AT_ONCE = 64
 
 
 def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> dict[str, dict[str, Any]]:
@@ -36,15 +38,23 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     findings = Findings()
     data = data.model_copy(update={"on_bad_sample": "skip"})
     source = read(data, task, [name for name in (data.splits or {}).values() if isinstance(name, str)], findings)
-    rows, labels, form = canonical_splits(source, {name: name for name in source.splits}, data, task, findings)
-    for split in rows.values():
+    names = [name for name in source.splits if _has_targets(source.splits[name], name, data, task, echo)]
+    rows, labels, form = canonical_splits(source, {name: name for name in names}, data, task, findings)
+    for name, split in rows.items():
         encoded = task.encode(split, labels)
-        for row in unlabelled(encoded):
+        missing = unlabelled(encoded)
+        if role_of(name) == "test" and len(missing) == len(encoded):
+            echo(f"data: the split {name} has no labels")
+            missing = []
+        for row in missing:
             findings.add("missing-label", split[row]["file"])
         with ThreadPoolExecutor(_THREADS) as pool:
-            for found in pool.map(lambda row: _judged(row, task), encoded):
-                for code, name, reason in found:
-                    findings.add(code, name, reason)
+            # In parts, since a pool takes all that there is to do at once, with every image of the dataset.
+            for start in range(0, len(encoded), _AT_ONCE):
+                part = (encoded[index] for index in range(start, min(start + _AT_ONCE, len(encoded))))
+                for found in pool.map(lambda row: _judged(row, task), part):
+                    for code, file, reason in found:
+                        findings.add(code, file, reason)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in rows.items())
     echo(f"data: {data.id}: {source.format}; {sizes}; {len(labels)} labels{'; ' + form if form else ''}")
     if len(findings):
@@ -70,6 +80,18 @@ def holds_boxes(data: DataConfig, detecting: Task) -> bool:
     try:
         detection.canonical(next(iter(source.splits.values())).select(range(1)), data)
     except DataError:
+        return False
+    return True
+
+
+def _has_targets(split: Any, name: str, data: DataConfig, task: Task, echo: Callable[[str], None]) -> bool:
+    """Whether a split has what the task needs; only a test split may lack it, as those of competitions do."""
+    try:
+        task.canonical(split, data)
+    except DataError as error:
+        if role_of(name) != "test":
+            raise
+        echo(f"data: the split {name} is left out: {str(error).splitlines()[0]}")
         return False
     return True
 

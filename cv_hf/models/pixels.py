@@ -75,19 +75,25 @@ def pixel_map(processor: Any) -> PixelMap | None:
     )
 
 
+@dataclass(frozen=True)
+class _Resize:
+    """A class and not a closure: loader workers may have to be sent it."""
+
+    processor: Any
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        names = ("do_rescale", "do_normalize", "do_pad", "do_convert_rgb")
+        off = {name: False for name in names if hasattr(self.processor, name)}
+        values = self.processor(images=[image], input_data_format="channels_last", return_tensors="np", **off)
+        return np.ascontiguousarray(values["pixel_values"][0].transpose(1, 2, 0))
+
+
 def resizer(processor: Any) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return what resizes a uint8 RGB image (H, W, 3) as the processor does, and does nothing else to it.
 
     That is the processor itself with its pixel arithmetic and padding turned off. None when it cannot be so used.
     """
-    off = {
-        name: False for name in ("do_rescale", "do_normalize", "do_pad", "do_convert_rgb") if hasattr(processor, name)
-    }
-
-    def resize(image: np.ndarray) -> np.ndarray:
-        values = processor(images=[image], input_data_format="channels_last", return_tensors="np", **off)
-        return np.ascontiguousarray(values["pixel_values"][0].transpose(1, 2, 0))
-
+    resize = _Resize(processor)
     try:
         tried = resize(np.full((40, 90, 3), 127, np.uint8))
     except (KeyError, TypeError, ValueError):

@@ -19,8 +19,8 @@ from cv_hf.data import LabelMap
 from cv_hf.task import Task
 
 _THRESHOLD = """
-This threshold has the best F1 (at IoU 0.5) over all classes on the validation split; `cv_hf.json` holds it, and the
-table below that of each class.
+This threshold has the best F1 (at IoU 0.5) over all classes on the validation split; `cv_hf.json` holds it, and that of
+each class.
 """
 # How the card's example names the model until a push gives it a repository.
 THIS_FOLDER = 'model="path/to/this/folder"'
@@ -137,7 +137,9 @@ def _body(
 ) -> str:
     rows = "\n".join(f"| {text(metric)} | {value:.4f} |" for metric, value in scores.items())
     per_class = metrics[split].get("per_class", {})
+    # A threshold that was chosen on the split of the scores, and the F1 that it has there, would flatter.
     kinds = list(next(iter(per_class.values()), {}))
+    kinds = [kind for kind in kinds if kind not in ("threshold", "f1")] if "threshold" in kinds else kinds
     table = [
         f"| {text(label)} | " + " | ".join(_number(values[kind]) for kind in kinds) + " |"
         for label, values in per_class.items()

@@ -36,7 +36,9 @@ def save_model_folder(model: Any, processor: Any, task: str, labels: LabelMap, f
     return folder
 
 
-def write_arguments(folder: Path, arguments: Mapping[str, Any], evidence: Mapping[str, Any]) -> None:
+def write_arguments(
+    folder: Path, arguments: Mapping[str, Any], evidence: Mapping[str, Any], validation: Mapping[str, Any]
+) -> None:
     """Add what is found by scoring, which needs the folder first.
 
     Args:
@@ -44,9 +46,13 @@ def write_arguments(folder: Path, arguments: Mapping[str, Any], evidence: Mappin
         arguments: what pipeline() is to be called with, kept in the notes.
         evidence: {SHA-256 of an image's file: {"answer": of the model in memory, before it was saved, "arguments": that
             show as much}}.
+        validation: metrics of the validation split; if they have a score threshold for each class, the notes keep it.
     """
+    per_class = validation.get("per_class", {})
+    thresholds = {name: scores["threshold"] for name, scores in per_class.items() if "threshold" in scores}
+    notes = {**read_notes(str(folder)), "pipeline": dict(arguments)}
     _write(folder / EVIDENCE, evidence)
-    _write(folder / NOTES, {**read_notes(str(folder)), "pipeline": dict(arguments)})
+    _write(folder / NOTES, {**notes, "thresholds": thresholds} if thresholds else notes)
 
 
 def read_evidence(model_id: str) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def resolve(recipe: Recipe, task: Task) -> Recipe:
         defaults["backbone_lr"] = None
     train = TrainConfig(**{**defaults, **recipe.train.given})
     augment = list(task.augment) if recipe.augment is None else recipe.augment
-    evaluation = recipe.eval.model_copy(update={"batch_size": recipe.eval.batch_size or recipe.train.batch_size})
+    evaluation = recipe.eval.model_copy(update={"batch_size": recipe.eval.batch_size or train.batch_size})
     run_dir = recipe.run_dir or f"runs/{recipe.task}"
     return recipe.model_copy(update={"train": train, "augment": augment, "eval": evaluation, "run_dir": run_dir})
 

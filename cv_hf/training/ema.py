@@ -36,7 +36,12 @@ class EMA(TrainerCallback):
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         with torch.no_grad():
             current = self.training.state_dict()
+            seen = set()
             for name, average in self.model.state_dict().items():
+                # Tied weights stand there once for each name, and would be averaged as often.
+                if average.data_ptr() in seen and average.numel():
+                    continue
+                seen.add(average.data_ptr())
                 if average.is_floating_point():
                     average.lerp_(current[name].to(average.dtype), 1 - decay)
                 else:

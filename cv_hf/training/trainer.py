@@ -25,6 +25,9 @@ from cv_hf.training.ema import EMA, TRAINING_WEIGHTS
 from cv_hf.training.samples import EpochSampler, EvalSamples
 from cv_hf.training.scales import Scales
 
+# These take a mask and do nothing with it.
+_MASK_UNHEEDED = {"rt_detr", "rt_detr_v2", "d_fine", "deimv2"}
+
 
 class Trainer(transformers.Trainer):
     """What a vision recipe needs beyond transformers.Trainer.
@@ -221,13 +224,14 @@ class Trainer(transformers.Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif (self.ema is not None) != (Path(resume_from_checkpoint) / TRAINING_WEIGHTS).is_file():
+            was, now = ("without", "with") if self.ema else ("with", "without")
+            raise RecipeError(f"{resume_from_checkpoint} was saved {was} train.ema; training cannot go on {now} it.")
         elif self.ema is None:
             self.load_weights(resume_from_checkpoint)
-        elif (Path(resume_from_checkpoint) / TRAINING_WEIGHTS).is_file():
+        else:
             self.load_weights(resume_from_checkpoint)
             self.ema.load(resume_from_checkpoint)
-        else:
-            raise RecipeError(f"{resume_from_checkpoint} was saved without train.ema; it cannot go on with it.")
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -322,8 +326,9 @@ def newest_checkpoint(folder: Path) -> str | None:
 
 
 def takes_mask(model: torch.nn.Module) -> bool:
-    """Whether a model is told which pixels of a batch are padding."""
-    return "pixel_mask" in inspect.signature(model.forward).parameters
+    """Whether a model is told which pixels of a batch are padding, and heeds it."""
+    known = "pixel_mask" in inspect.signature(model.forward).parameters
+    return known and getattr(model.config, "model_type", None) not in _MASK_UNHEEDED
 
 
 def _size(batch: dict[str, Any]) -> int:

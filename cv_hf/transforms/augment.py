@@ -50,8 +50,6 @@ class Augment:
             "pascal_voc",
             label_fields=["indices"],
             min_visibility=MIN_VISIBILITY,
-            min_width=1,
-            min_height=1,
             clip=True,
             filter_invalid_bboxes=True,
         )

@@ -59,7 +59,9 @@ def draw_boxes(
     for box in truth or ():
         corners = _corners(box, scale, picture.size)
         draw.rectangle(corners, outline="black", width=line + 2)
-        draw.rectangle([corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1], outline="white", width=line)
+        if min(corners[2] - corners[0], corners[3] - corners[1]) > 2:
+            inner = [corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1]
+            draw.rectangle(inner, outline="white", width=line)
     placed: list[tuple[float, float, float, float]] = []
     corners = [_corners(box, scale, picture.size) for box in boxes]
     for box, colour in zip(corners, colours, strict=True):
@@ -83,8 +85,8 @@ def draw_boxes(
 
 def _corners(box: Sequence[float], scale: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
     left, top, right, bottom = (edge * scale for edge in box)
-    left, top = min(max(left, 0), size[0] - 2), min(max(top, 0), size[1] - 2)
-    return left, top, max(left + 1, min(right, size[0] - 1)), max(top + 1, min(bottom, size[1] - 1))
+    left, top = max(0, min(left, size[0] - 2)), max(0, min(top, size[1] - 2))
+    return left, top, max(left, min(right, size[0] - 1)), max(top, min(bottom, size[1] - 1))
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:

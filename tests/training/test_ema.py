@@ -100,11 +100,36 @@ def test_a_resumed_run_follows_the_uninterrupted_one(recipe):
     assert losses[0] == losses[1]
 
 
-def test_a_checkpoint_without_an_average_is_refused(recipe, tmp_path):
+@pytest.mark.parametrize("family", ["deformable_detr_two_stage", "dab-detr", "rt_detr"])
+def test_tied_weights_are_averaged_once(family, tiny):
+    """Heads that several decoder layers share stand in a state dict under a name for each."""
+    from types import SimpleNamespace
+
+    from transformers import AutoModelForObjectDetection
+
+    from cv_hf.training.ema import EMA
+
+    model = AutoModelForObjectDetection.from_pretrained(tiny(family))
+    ema = EMA(model, 0.75)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    ema.on_step_end(None, SimpleNamespace(global_step=1000), None)
+    for name, parameter in ema.model.named_parameters(remove_duplicate=False):
+        torch.testing.assert_close(parameter, before[name] + 0.25, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_with_another_use_of_the_average_is_refused(recipe, tmp_path):
     finetune(recipe("vit", train={"max_steps": 2}))
     (tmp_path / "run" / "checkpoints" / "finished.json").unlink()
-    with pytest.raises(RecipeError, match=r"without train\.ema"):
+    with pytest.raises(RecipeError, match=r"saved without train\.ema"):
         finetune(recipe("vit", train={"max_steps": 4, "ema": 0.9}), resume=True)
+    other = recipe("vit", train={"max_steps": 2, "ema": 0.9}, run_dir=str(tmp_path / "other"))
+    finetune(other)
+    (tmp_path / "other" / "checkpoints" / "finished.json").unlink()
+    with pytest.raises(RecipeError, match=r"saved with train\.ema"):
+        finetune({**other, "train": {**other["train"], "max_steps": 4, "ema": None}}, resume=True)
 
 
 def test_a_null_in_the_recipe_is_no_default(recipe, monkeypatch):

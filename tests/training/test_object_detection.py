@@ -299,7 +299,63 @@ def test_the_published_score_is_that_of_pycocotools(detection_recipe, boxes):
         reference.evaluate()
         reference.accumulate()
         reference.summarize()
+    notes = json.loads((run.model / "cv_hf.json").read_text())
+    validation = run.metrics["validation"]
+    assert notes["pipeline"] == {"threshold": validation["threshold"]}
+    assert notes["thresholds"] == {name: validation["per_class"][name]["threshold"] for name in ("red", "blue")}
+    card = (run.model / "README.md").read_text()
+    assert f"threshold={validation['threshold']!r})" in card
+    assert "| class | map | map\\_50 | mar\\_100 | objects |" in card
     names = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_1", "mar_10", "mar_100")
     for name, value in zip(names, reference.stats, strict=False):
         measured = run.metrics["test"][name]
         assert (-1 if measured is None else measured) == pytest.approx(value, abs=1e-6), name
+
+
+def _one(label: str, score: float, *box: float) -> dict:
+    return {"label": label, "score": score, "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "threshold", "agree"),
+    [
+        ([], [], 0.5, True),
+        ([_one("a", 0.9, 1, 2, 30, 40)], [_one("a", 0.90005, 1.05, 2, 30, 40)], 0.5, True),
+        ([_one("a", 0.9, 1.6, 2.2, 30.9, 40.1)], [_one("a", 0.9, 1, 2, 30, 40)], 0.5, True),
+        ([_one("a", 0.9, 1, 2, 30, 40)], [_one("a", 0.9, 51, 2, 80, 40)], 0.5, False),
+        ([_one("a", 0.9, 1, 2, 30, 40)], [_one("b", 0.9, 1, 2, 30, 40)], 0.5, False),
+        ([_one("a", 0.9, 1, 2, 30, 40)], [_one("a", 0.8, 1, 2, 30, 40)], 0.5, False),
+        ([_one("a", 0.9, 1, 2, 3, 4), _one("a", 0.7, 5, 5, 9, 9)], [_one("a", 0.9, 1, 2, 3, 4)], 0.3, False),
+        ([_one("a", 0.30005, 1, 2, 3, 4)], [], 0.3, True),
+        ([_one("a", 0.4, 1, 2, 3, 4)], [], 0.3, False),
+        # The nearest is not the same one: 10.99 is cut to 10, 11.3 to 11.
+        (
+            [_one("a", 0.9, 10.99, 0, 50, 50), _one("a", 0.9, 11.3, 0, 50, 50)],
+            [_one("a", 0.9, 11, 0, 50, 50), _one("a", 0.9, 10, 0, 50, 50)],
+            0.5,
+            True,
+        ),
+    ],
+)
+def test_answers_are_compared(ours, theirs, threshold, agree):
+    difference, words = TASK.compare(ours, theirs, (100, 100), {"threshold": threshold})
+    assert (difference == 0) == agree, words
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1, 700), (700, 1), (3, 3), (4000, 30)])
+def test_any_box_can_be_drawn(size):
+    from cv_hf.transforms import draw_boxes
+
+    boxes = [[10, 10, 11, 20], [-5, -5, 9000, 9000], [0, 0, 0.2, 0.2], [639, 479, 640, 480], [50, 50, 20, 20]]
+    names = ["a" * 300, "", "b\nc", "\u202ed", "e 0.5"]
+    picture = draw_boxes(Image.new("RGB", size), boxes, names, ["#aa00aa"] * 5, truth=boxes)
+    assert max(picture.size) >= 640
+
+
+def test_the_resizer_can_be_sent_to_workers(tiny):
+    import pickle
+
+    from cv_hf.models import resizer
+
+    resize = pickle.loads(pickle.dumps(resizer(transformers.AutoImageProcessor.from_pretrained(tiny("detr")))))
+    assert resize(np.zeros((40, 80, 3), np.uint8)).shape == (48, 96, 3)
