@@ -68,6 +68,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _changed(values: dict, sections: dict) -> dict:
+    """A recipe with the keys of some sections set."""
+    for name, section in sections.items():
+        values[name] = {**values[name], **section} if isinstance(values.get(name), dict) else section
+    return values
+
+
 @pytest.fixture
 def recipe(tiny: Callable[..., Path], photos: Path, tmp_path: Path) -> Callable[..., dict]:
     """(family, **sections) -> a recipe of a few steps in float32, on `photos`, with its own run directory."""
@@ -80,9 +87,7 @@ def recipe(tiny: Callable[..., Path], photos: Path, tmp_path: Path) -> Callable[
             "train": {"batch_size": 8, "max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False},
             "run_dir": str(tmp_path / "run"),
         }
-        for name, section in sections.items():
-            values[name] = {**values[name], **section} if isinstance(values.get(name), dict) else section
-        return values
+        return _changed(values, sections)
 
     return make
 
@@ -136,8 +141,6 @@ def detection_recipe(tiny: Callable[..., Path], boxes: Path, tmp_path: Path) -> 
             "train": {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False},
             "run_dir": str(tmp_path / "run"),
         }
-        for name, section in sections.items():
-            values[name] = {**values[name], **section} if isinstance(values.get(name), dict) else section
-        return values
+        return _changed(values, sections)
 
     return make

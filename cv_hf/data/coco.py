@@ -17,7 +17,7 @@ from cv_hf.data.annotations import ANNOTATION_FOLDERS, IMAGE_FOLDERS, files_in, 
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import relative_name
 from cv_hf.data.labels import LabelMap
-from cv_hf.data.paths import Inside
+from cv_hf.data.paths import Inside, images_folder
 from cv_hf.data.source import Source
 from cv_hf.data.splits import USUAL_NAMES, check_split, role_of
 from cv_hf.errors import DataError
@@ -58,9 +58,7 @@ def read(
     """
     findings = Findings() if findings is None else findings
     path = Path(os.path.abspath(id))
-    base = Path(os.path.abspath(images)) if images else None
-    if base is not None and not base.is_dir():
-        raise DataError(f"data.images: there is no folder {images}.")
+    base = images_folder(images)
     root = _root_of_file(path) if path.is_file() else path
     # Roboflow's file is called the same in every split's folder.
     above = root.parent if path.name == "_annotations.coco.json" else root

@@ -11,7 +11,7 @@ from cv_hf.data import detection
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, decode
-from cv_hf.data.load import canonical_splits, read, unlabelled
+from cv_hf.data.load import BOX_READERS, canonical_rows, clean_rows, read, unlabelled
 from cv_hf.data.splits import role_of
 from cv_hf.errors import DataError
 from cv_hf.task import Task
@@ -38,8 +38,9 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     findings = Findings()
     data = data.model_copy(update={"on_bad_sample": "skip"})
     source = read(data, task, [name for name in (data.splits or {}).values() if isinstance(name, str)], findings)
-    names = [name for name in source.splits if _has_targets(source.splits[name], name, data, task, echo)]
-    rows, labels, form = canonical_splits(source, {name: name for name in names}, data, task, findings)
+    every = {name: name for name in source.splits}
+    rows = canonical_rows(source, every, {name for name in every if role_of(name) == "test"}, data, task, echo)
+    rows, labels, form = clean_rows(rows, every, source, data, task, findings)
     for name, split in rows.items():
         encoded = task.encode(split, labels)
         missing = unlabelled(encoded)
@@ -73,25 +74,12 @@ def holds_boxes(data: DataConfig, detecting: Task) -> bool:
         DataError: the dataset cannot be read.
         HubError: the Hub failed.
     """
-    found = data.format or detect_format(data)
-    if found in ("coco", "voc", "yolo"):
+    if (data.format or detect_format(data)) in BOX_READERS:
         return True
     source = read(data, detecting, [], Findings())
     try:
         detection.canonical(next(iter(source.splits.values())).select(range(1)), data)
     except DataError:
-        return False
-    return True
-
-
-def _has_targets(split: Any, name: str, data: DataConfig, task: Task, echo: Callable[[str], None]) -> bool:
-    """Whether a split has what the task needs; only a test split may lack it, as those of competitions do."""
-    try:
-        task.canonical(split, data)
-    except DataError as error:
-        if role_of(name) != "test":
-            raise
-        echo(f"data: the split {name} is left out: {str(error).splitlines()[0]}")
         return False
     return True
 

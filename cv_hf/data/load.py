@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,9 @@ from cv_hf.data.source import Source
 from cv_hf.data.splits import ROLES, check_split, choose_splits, hold_out, subset, usual_split
 from cv_hf.errors import DataError
 from cv_hf.task import Task
+
+# The formats that hold boxes and nothing else.
+BOX_READERS = {"coco": coco.read, "voc": voc.read, "yolo": yolo.read}
 
 
 @dataclass(frozen=True)
@@ -76,20 +79,12 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
     findings = Findings()
     source = read(data, task, [name for name in (data.splits or {}).values() if isinstance(name, str)], findings)
     chosen, parts = choose_splits(list(source.splits), data.splits)
-    rows = {}
-    for role, name in chosen.items():
-        try:
-            rows[role] = task.canonical(source.splits[name], data)
-        except DataError as error:
-            # The test split of a competition has no column of labels at all.
-            if role != "test" or "test" in (data.splits or {}):
-                raise
-            echo(f"data: the split {name} is left out: {str(error).splitlines()[0]}")
+    rows = canonical_rows(source, chosen, {"test"} - set(data.splits or {}), data, task, echo)
     for role, split in rows.items():
         if role != "test":
             _refuse_empty(split, role, data, findings)
     columns = sources_of(rows["train"])
-    rows, labels, form = _labelled(rows, chosen, source, data, task, findings)
+    rows, labels, form = clean_rows(rows, chosen, source, data, task, findings)
     labelled = {}
     for role, split in rows.items():
         encoded = task.encode(split, labels)
@@ -197,31 +192,44 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
             findings=findings,
             on_bad_sample=data.on_bad_sample,
         )
-    if found in ("coco", "voc", "yolo") and task.boxes:
-        return {"coco": coco, "voc": voc, "yolo": yolo}[found].read(
+    if found in BOX_READERS and task.boxes:
+        return BOX_READERS[found](
             data.id, images=data.images, wanted=wanted, findings=findings, on_bad_sample=data.on_bad_sample
         )
-    if found in ("coco", "voc", "yolo"):
+    if found in BOX_READERS:
         raise DataError(f"{data.id}: {found} holds boxes, for task: object-detection, not for {task.name}.")
     raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads hub, imagefolder and parquet.")
 
 
-def canonical_splits(
-    source: Source, chosen: Mapping[str, str], data: DataConfig, task: Task, findings: Findings
-) -> tuple[dict[str, datasets.Dataset], LabelMap, str]:
-    """The splits `chosen`, {role: name in the source}, with canonical columns and clean targets, source ids as labels.
+def canonical_rows(
+    source: Source,
+    chosen: Mapping[str, str],
+    optional: Collection[str],
+    data: DataConfig,
+    task: Task,
+    echo: Callable[[str], None],
+) -> dict[str, datasets.Dataset]:
+    """The splits `chosen`, {role: name in the source}, with canonical columns.
 
-    Returns:
-        {role: rows}, their LabelMap, and a line about the form of the targets, or "".
+    Args:
+        optional: roles that are left out, and said so, where they lack what the task needs: the test split of a
+            competition has no column of labels at all.
 
     Raises:
-        DataError: what the task needs is not there.
+        DataError: a split that is not optional lacks what the task needs.
     """
-    rows = {role: task.canonical(source.splits[name], data) for role, name in chosen.items()}
-    return _labelled(rows, chosen, source, data, task, findings)
+    rows = {}
+    for role, name in chosen.items():
+        try:
+            rows[role] = task.canonical(source.splits[name], data)
+        except DataError as error:
+            if role not in optional:
+                raise
+            echo(f"data: the split {name} is left out: {str(error).splitlines()[0]}")
+    return rows
 
 
-def _labelled(
+def clean_rows(
     rows: Mapping[str, datasets.Dataset],
     chosen: Mapping[str, str],
     source: Source,
@@ -229,6 +237,14 @@ def _labelled(
     task: Task,
     findings: Findings,
 ) -> tuple[dict[str, datasets.Dataset], LabelMap, str]:
+    """Canonical rows with the column `file` and clean targets, whose labels are still those of the source.
+
+    Returns:
+        {role: rows}, their LabelMap, and a line about the form of the targets, or "".
+
+    Raises:
+        DataError: there is no label, or a target is bad and on_bad_sample is "stop".
+    """
     rows = _named(rows, chosen, source.root)
     labels = task.label_map(rows, data, source.labels)
     if not len(labels):
@@ -244,7 +260,7 @@ def _found(source: Source, chosen: Mapping[str, str], columns: Mapping[str, str]
     line = "data: splits: " + ", ".join(f"{role} from {name}" for role, name in chosen.items())
     # The columns of class folders and annotation files are none of the user's.
     class_folders = source.format == "imagefolder" and source.splits[chosen["train"]].column_names == ["image", "label"]
-    if class_folders or source.format in ("coco", "voc", "yolo") or not columns:
+    if class_folders or source.format in BOX_READERS or not columns:
         return line
     return f"{line}; columns: " + ", ".join(f"{canonical} from {name}" for canonical, name in columns.items())
 

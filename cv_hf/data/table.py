@@ -14,7 +14,7 @@ import pandas as pd
 
 from cv_hf.data.columns import can_be_image, find_image
 from cv_hf.data.findings import Findings
-from cv_hf.data.paths import Inside, resolve_images
+from cv_hf.data.paths import Inside, images_folder, resolve_images
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.errors import DataError
@@ -52,9 +52,7 @@ def read(
         raise DataError(f"{id}: there are no tables in it ({', '.join(SUFFIXES)}).")
     for name in wanted:
         check_split(name, list(files))
-    base = Path(os.path.abspath(images)) if images else None
-    if base is not None and not base.is_dir():
-        raise DataError(f"data.images: there is no folder {images}.")
+    base = images_folder(images)
     root = root.parent if root.is_file() else root
     splits = {
         name: _with_images(_read_files(paths), base or paths[0].parent, column, findings, on_bad_sample)

@@ -32,7 +32,7 @@ from cv_hf.data.annotations import (
 )
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import image_suffixes, relative_name
-from cv_hf.data.paths import Inside
+from cv_hf.data.paths import Inside, images_folder
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.errors import DataError
@@ -98,9 +98,7 @@ def read(
     """
     findings = Findings() if findings is None else findings
     root = Path(os.path.abspath(id))
-    base = Path(os.path.abspath(images)) if images else None
-    if base is not None and not base.is_dir():
-        raise DataError(f"data.images: there is no folder {images}.")
+    base = images_folder(images)
     reading = _Reading(root, Inside(*([root] if base is None else [root, base])), findings, on_bad_sample)
     if not root.is_dir():
         raise DataError(f"{id}: Pascal VOC is read from a folder, of Annotations and JPEGImages.")

@@ -28,7 +28,7 @@ from cv_hf.data.annotations import (
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, image_suffixes, relative_name
 from cv_hf.data.labels import LabelMap
-from cv_hf.data.paths import Inside
+from cv_hf.data.paths import Inside, images_folder
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.errors import DataError
@@ -96,9 +96,7 @@ def read(
     findings = Findings() if findings is None else findings
     path = Path(os.path.abspath(id))
     root = path.parent if path.is_file() else path
-    base = Path(os.path.abspath(images)) if images else None
-    if base is not None and not base.is_dir():
-        raise DataError(f"data.images: there is no folder {images}.")
+    base = images_folder(images)
     starts = [root] if base is None else [base, root]
     inside = Inside(*starts)
     file = path if path.is_file() else find_yaml(root)

@@ -96,6 +96,23 @@ def to_numpy(values: Any) -> np.ndarray:
     return np.asarray(values)
 
 
+def checked_names(label_names: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple; DataError when there is none, or one stands twice."""
+    names = tuple(label_names)
+    if not names or len(set(names)) != len(names):
+        raise DataError("label_names must hold at least one name, and all different ones.")
+    return names
+
+
+def check_mergeable(one: Any, other: Any, *settings: str) -> None:
+    """DataError unless two accumulators are of one kind and agree in these attributes."""
+    if type(one) is not type(other):
+        raise DataError(f"{type(one).__name__} cannot be merged with {type(other).__name__}.")
+    for name in settings:
+        if getattr(one, name) != getattr(other, name):
+            raise DataError(f"metrics with different {name} cannot be merged.")
+
+
 class StreamingMetric(evaluate.Metric):
     """An accumulator as an evaluate.Metric, to be filled by `add`/`add_batch` and read by `compute`.
 

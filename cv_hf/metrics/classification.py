@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 
 from cv_hf.errors import DataError
-from cv_hf.metrics.base import SampleRecords, StreamingMetric, to_numpy
+from cv_hf.metrics.base import SampleRecords, StreamingMetric, check_mergeable, checked_names, to_numpy
 
 # A larger confusion matrix is neither read by anyone nor fit for a JSON file (ImageNet-21k: 477 million numbers).
 CONFUSION_MATRIX_LABELS = 1000
@@ -33,7 +33,7 @@ class SingleLabelAccumulator:
     """
 
     def __init__(self, label_names: Sequence[str]) -> None:
-        self.label_names = _checked(label_names)
+        self.label_names = checked_names(label_names)
         self._ranked = True
         self._records = SampleRecords(np.dtype([("reference", "i4"), ("prediction", "i4"), ("top5", "?")]))
 
@@ -77,7 +77,7 @@ class SingleLabelAccumulator:
         Raises:
             DataError: the other is of another kind or has other label names.
         """
-        _check_mergeable(self, other, "label_names")
+        check_mergeable(self, other, "label_names")
         self._ranked &= other._ranked
         self._records.merge(other._records)
 
@@ -137,7 +137,7 @@ class MultiLabelAccumulator:
     """
 
     def __init__(self, label_names: Sequence[str], threshold: float = 0.5) -> None:
-        self.label_names = _checked(label_names)
+        self.label_names = checked_names(label_names)
         self.threshold = threshold
         classes = len(self.label_names)
         self._records = SampleRecords(
@@ -179,7 +179,7 @@ class MultiLabelAccumulator:
         Raises:
             DataError: the other is of another kind or has other label names or another threshold.
         """
-        _check_mergeable(self, other, "label_names", "threshold")
+        check_mergeable(self, other, "label_names", "threshold")
         self._records.merge(other._records)
 
     def compute(self) -> dict[str, Any]:
@@ -262,24 +262,9 @@ class MultiLabelMetric(StreamingMetric):
         )
 
 
-def _checked(label_names: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(label_names)
-    if not names or len(set(names)) != len(names):
-        raise DataError("label_names must hold at least one name, and all different ones.")
-    return names
-
-
 def _check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
     if array.shape != expected:
         raise DataError(f"{name} have the shape {array.shape}; the references and labels need {expected}.")
-
-
-def _check_mergeable(one: Any, other: Any, *settings: str) -> None:
-    if type(one) is not type(other):
-        raise DataError(f"{type(one).__name__} cannot be merged with {type(other).__name__}.")
-    for name in settings:
-        if getattr(one, name) != getattr(other, name):
-            raise DataError(f"metrics with different {name} cannot be merged.")
 
 
 def _not_empty(records: SampleRecords) -> np.ndarray:

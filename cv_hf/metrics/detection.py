@@ -16,8 +16,7 @@ from faster_coco_eval import faster_eval_api_cpp as evaluator
 from faster_coco_eval.core import mask
 
 from cv_hf.errors import DataError
-from cv_hf.metrics.base import StreamingMetric, plain_ids, to_numpy
-from cv_hf.metrics.classification import _check_mergeable, _checked
+from cv_hf.metrics.base import StreamingMetric, check_mergeable, checked_names, plain_ids, to_numpy
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 RECALL_THRESHOLDS = np.linspace(0, 1, 101).tolist()
@@ -45,7 +44,7 @@ class DetectionAccumulator:
     """
 
     def __init__(self, label_names: Sequence[str]) -> None:
-        self.label_names = _checked(label_names)
+        self.label_names = checked_names(label_names)
         # Of each sample, the number of its invalid predictions; its place here is `image` in the rows.
         self._invalid: dict[Hashable, int] = {}
         self._detections: list[Rows] = []
@@ -86,7 +85,7 @@ class DetectionAccumulator:
         Raises:
             DataError: the other is of another kind or has other label names.
         """
-        _check_mergeable(self, other, "label_names")
+        check_mergeable(self, other, "label_names")
         if len(other):
             detections, objects = _concatenate(other._detections), _concatenate(other._objects)
             self._add(list(other._invalid), list(other._invalid.values()), detections, objects)

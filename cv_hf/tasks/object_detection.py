@@ -44,10 +44,10 @@ def train_sample(image: np.ndarray, row: Mapping[str, Any], augment: Any) -> dic
         (n,). What is cut away too far is left out of all of them.
     """
     objects = row["objects"]
-    before = boxes.xywh_to_xyxy(np.array(objects["bbox"], np.float64).reshape(-1, 4))
+    before = boxes.xywh_to_xyxy(objects["bbox"])
     augmented = augment(image, bboxes=before)
     kept = np.array(augmented["indices"], np.int64)
-    after = boxes.xyxy_to_xywh(np.array(augmented["bboxes"], np.float64).reshape(-1, 4)[:, :4])
+    after = boxes.xyxy_to_xywh(augmented["bboxes"])
     share = _extent(after) / _extent(boxes.xyxy_to_xywh(before[kept]))
     size = augmented["image"].shape[:2]
     return {
@@ -71,8 +71,7 @@ def targets(rows: Sequence[Mapping[str, Any]], labels: LabelMap) -> dict[str, An
             relative, classes, crowd = row["boxes"], row["classes"], row["iscrowd"]
         else:
             objects = row["objects"]
-            absolute = np.array(objects["bbox"], np.float64).reshape(-1, 4)
-            relative = boxes.xywh_to_cxcywh_norm(absolute, row["size"])
+            relative = boxes.xywh_to_cxcywh_norm(objects["bbox"], row["size"])
             classes, crowd = np.array(objects["category"], np.int64), np.array(objects["iscrowd"], bool)
         height, width = row.get("valid", (1.0, 1.0))
         relative = np.asarray(relative, np.float32) * np.array([width, height, width, height], np.float32)
@@ -165,7 +164,7 @@ def compare(
     # Boxes lie so close to each other that the nearest is not always the same one: as many pairs as there can be.
     partners = maximum_bipartite_matching(csr_array(near), perm_type="column")
     left = set(range(len(lists[1]))) - set(partners.tolist())
-    lone = [(lists[0][index], "not by pipeline()") for index in np.flatnonzero(partners < 0)]
+    lone = [(lists[0][index], "not by pipeline(), but") for index in np.flatnonzero(partners < 0)]
     lone += [(lists[1][index], "by pipeline() alone, not") for index in left]
     lone = [(one, whose) for one, whose in lone if one["score"] > least + SCORE_TOLERANCE]
     if not lone:
@@ -173,7 +172,7 @@ def compare(
     one, whose = max(lone, key=lambda found: found[0]["score"])
     box = ", ".join(f"{edge:.1f}" for edge in one["box"].values())
     words = f"{one['label']!r} {one['score']:.4f} [{box}]"
-    return one["score"], f"{words} {whose}" if whose.endswith("not") else f"{words} {whose}, but"
+    return one["score"], f"{words} {whose}"
 
 
 def score_answers(
@@ -224,7 +223,7 @@ def export(
 
 def truth(row: Mapping[str, Any], labels: LabelMap) -> list[list[float]]:
     """The boxes of the row, absolute xyxy."""
-    return boxes.xywh_to_xyxy(np.array(row["objects"]["bbox"], np.float64).reshape(-1, 4)).tolist()
+    return boxes.xywh_to_xyxy(row["objects"]["bbox"]).tolist()
 
 
 def draw(image: Any, prediction: Sequence[Mapping[str, Any]], truth: Sequence[Sequence[float]] | None) -> Any:
