@@ -143,6 +143,7 @@ class DataConfig(Section):
     columns: dict[str, str] = {}
     box_format: Literal["xywh", "xyxy", "cxcywh_norm", "xywh_norm", "xyxy_norm"] | None = None
     labels: Labels | None = None
+    stuff: list[str] | None = None
     ignore_index: int | None = None
     max_samples: PerClass | None = None
     on_bad_sample: Literal["skip", "stop"] = "skip"

@@ -155,10 +155,10 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     record = recorder(splits.findings, recipe.data.on_bad_sample)
     pixels = pixel_map(built.processor)
     augment = build_augment(
-        recipe.augment or [], pixels.size if pixels else None, data_seed(arguments), boxes=task.boxes
+        recipe.augment or [], pixels.size if pixels else None, data_seed(arguments), moved=task.moved
     )
     resize = None
-    if task.boxes and augment.size is None:
+    if task.moved and augment.size is None:
         # Boxes are relative to the image, so it may have any size: that which the processor gives it.
         resize = resizer(built.processor)
     elif pixels and not pixels.fixed and augment.size is None:
@@ -177,7 +177,9 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     return Trainer(
         model=built.model,
         args=arguments,
-        train_dataset=TrainSamples(splits.train, task.train_sample, augment, fit=task.fit, resize=resize),
+        train_dataset=TrainSamples(
+            splits.train, task.train_sample, augment, fit=task.fit, labels=splits.labels, resize=resize
+        ),
         data_collator=partial(
             collate_train,
             targets=task.targets,
@@ -185,7 +187,7 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
             processor=built.processor if whole_processor else None,
             masked=takes_mask(built.model),
         ),
-        eval_dataset=EvalSamples(splits.validation, built.processor, task.fit),
+        eval_dataset=EvalSamples(splits.validation, built.processor, task.fit, splits.labels),
         score=partial(
             evaluate,
             task=task,

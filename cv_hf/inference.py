@@ -93,7 +93,7 @@ def score(
     """Every metric of the task on a canonical split; what could not be read is added to `findings`."""
     return evaluate(
         trained.model,
-        EvalSamples(dataset, trained.processor, trained.task.fit),
+        EvalSamples(dataset, trained.processor, trained.task.fit, trained.labels),
         trained.task,
         trained.labels,
         batch_size=batch_size,

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cv_hf.config import DataConfig
 
 
+# Code, name of the file or object, reason.
+Finding = tuple[str, str, str]
+
+
 @dataclass(frozen=True)
 class Task:
     """One computer-vision task.
@@ -29,7 +33,9 @@ class Task:
         default_model: a Hub id that `cv-hf init` proposes.
         augment: the default augmentations, written as in a recipe.
         train_defaults: keys of `train:` that this task sets otherwise than Transformers does.
-        boxes: whether augmentations move boxes along with the image.
+        formats: the formats of annotated files that it reads, the preferred one first; any task reads hub and parquet.
+        moved: the targets that augmentations move along with the image, by albumentations' name for them ("bboxes",
+            "mask"), or None.
 
         canonical: (one split as read, data section) -> the split with the task's canonical columns, `image` first.
         label_map: (canonical splits, data section, the source's own LabelMap or None) -> LabelMap of all splits.
@@ -43,8 +49,8 @@ class Task:
         metrics: (LabelMap, canonical columns) -> the metrics that can choose the best checkpoint and are published,
             each with whether greater is better; the first is the default.
 
-        fit: (row, (height, width) of its decoded image) -> the row with targets that fit the image, and findings as
-            (code, name, reason); None where targets do not depend on the size.
+        fit: (row, (height, width) of its decoded image, LabelMap) -> the row with targets that fit the image, None if
+            it has none that do, and findings as (code, name, reason); None where targets do not depend on the size.
         train_sample: (RGB uint8 image (H, W, 3), row, augment) -> image and targets, augmented together.
         targets: (rows, LabelMap) -> the model's target inputs, as tensors. Rows are what `train_sample` made, with
             `valid` where a batch was padded (see `collate_train`); or those of a split, with `size`.
@@ -75,7 +81,8 @@ class Task:
     default_model: str
     augment: Sequence[str | dict[str, dict[str, Any] | None]]
     train_defaults: Mapping[str, Any]
-    boxes: bool
+    formats: Sequence[str]
+    moved: str | None
 
     canonical: Callable[[datasets.Dataset, DataConfig], datasets.Dataset]
     label_map: Callable[[Mapping[str, datasets.Dataset], DataConfig, Any], Any]
@@ -86,7 +93,7 @@ class Task:
     model_fields: Callable[[Any, Sequence[str]], dict[str, Any]]
     metrics: Callable[[Any, Sequence[str]], Mapping[str, bool]]
 
-    fit: Callable[[Mapping[str, Any], tuple[int, int]], tuple[Mapping[str, Any], list[tuple[str, str, str]]]] | None
+    fit: Callable[[Mapping[str, Any], tuple[int, int], Any], tuple[Mapping[str, Any] | None, list[Finding]]] | None
     train_sample: Callable[[np.ndarray, Mapping[str, Any], Any], dict[str, Any]]
     targets: Callable[[Sequence[Mapping[str, Any]], Any], dict[str, Any]]
     metric: Callable[[Any, Sequence[str]], Any]

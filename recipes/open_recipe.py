@@ -70,9 +70,9 @@ def main(recipe_file: str, *overrides: str) -> dict:
 
     # Training transforms: augmentations that end at the model's size, then the processor's pixel values on the device.
     pixels = pixel_map(processor)
-    augment = build_augment(recipe.augment, pixels.size if pixels else None, data_seed(arguments), boxes=task.boxes)
+    augment = build_augment(recipe.augment, pixels.size if pixels else None, data_seed(arguments), moved=task.moved)
     # Boxes are relative to the image: where no augmentation sets the size, the processor's own resizing does.
-    resize = resizer(processor) if task.boxes and augment.size is None else None
+    resize = resizer(processor) if task.moved and augment.size is None else None
     if augment.size is None and resize is None:
         pixels = None  # each image goes through the whole processor instead
     # Each batch at a size of its own, if the model takes more than one.
@@ -92,7 +92,9 @@ def main(recipe_file: str, *overrides: str) -> dict:
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=TrainSamples(splits.train, task.train_sample, augment, fit=task.fit, resize=resize),
+        train_dataset=TrainSamples(
+            splits.train, task.train_sample, augment, fit=task.fit, labels=labels, resize=resize
+        ),
         data_collator=partial(
             collate_train,
             targets=task.targets,
@@ -100,7 +102,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
             processor=None if pixels else processor,
             masked=takes_mask(model),
         ),
-        eval_dataset=EvalSamples(splits.validation, processor, task.fit),
+        eval_dataset=EvalSamples(splits.validation, processor, task.fit, labels),
         score=stream,
         record=record,
         pixels=pixels,

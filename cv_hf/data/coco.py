@@ -36,6 +36,7 @@ def read(
     wanted: Sequence[str] = (),
     findings: Findings | None = None,
     on_bad_sample: str = "skip",
+    segmentation: bool = False,
 ) -> Source:
     """Read COCO annotations.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from cv_hf.config import DataConfig
@@ -22,8 +23,13 @@ from cv_hf.errors import DataError
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".arrow")
 
 
-def detect_format(data: DataConfig) -> str:
+def detect_format(data: DataConfig, formats: Sequence[str] = ()) -> str:
     """Return one of `config.FORMATS` for `data.id`: by content if it is on disk, else "hub" if it can be a Hub id.
+
+    Args:
+        data: the data section.
+        formats: those that a task reads. One dataset may stand there in several forms (boxes, masks, panoptic
+            segments), and is then taken in one of these; empty: in the form that holds boxes.
 
     Raises:
         DataError: a path that does not exist, or of no known format.
@@ -32,7 +38,7 @@ def detect_format(data: DataConfig) -> str:
     if path.is_file():
         return _format_of_file(path)
     if path.is_dir():
-        return _format_of_folder(path, data)
+        return _format_of_folder(path, data, formats)
     if looks_like_a_path(data.id):
         raise DataError(f"data.id: there is no file or folder {data.id}.{_near(path)}")
     return "hub"
@@ -78,13 +84,19 @@ def _format_of_json(path: Path) -> str | None:
     return "coco" if looks_like_coco(path) else None
 
 
-def _format_of_folder(path: Path, data: DataConfig) -> str:
+def _format_of_folder(path: Path, data: DataConfig, formats: Sequence[str]) -> str:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         raise DataError(
             f"data.id: {path} was written by save_to_disk.\n"
             "Write it as parquet instead: dataset.to_parquet('train.parquet') for each split."
         )
     annotated = _annotated(path)
+    fitting = [form for form in annotated if form in formats]
+    annotated = (
+        (fitting or [form for form in annotated if form != "panoptic"] or annotated)
+        if len(annotated) > 1
+        else annotated
+    )
     if len(annotated) > 1:
         raise DataError(f"data.id: {path} could be {' or '.join(annotated)}.\nSet data.format to one of them.")
     if annotated:
@@ -110,8 +122,6 @@ def _annotated(path: Path) -> list[str]:
     """Of the formats of annotated images, those that a folder shows: more than one when it was exported twice."""
     kinds = {_format_of_json(file) for file in candidates(path)} - {None}
     found = [kind for kind in ("coco", "panoptic") if kind in kinds]
-    # The instances and the panoptic segments of one dataset stand side by side: the boxes are in the instances.
-    found = found[:1]
     if _shows_voc(path):
         found.append("voc")
     return [*found, "yolo"] if _shows_yolo(path) else found

@@ -222,7 +222,9 @@ def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
     return _with_objects(dataset.remove_columns("objects"), lists, datasets.ClassLabel(names=list(labels.names)))
 
 
-def fit(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
+def fit(
+    row: Mapping[str, Any], size: tuple[int, int], labels: LabelMap | None = None
+) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
     """Make the objects of one encoded row fit its decoded image of (height, width), whatever the annotations say.
 
     Returns:

@@ -11,6 +11,7 @@ from cv_hf.data import detection
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, decode
+from cv_hf.data.labels import LabelMap
 from cv_hf.data.load import BOX_READERS, canonical_rows, clean_rows, read, unlabelled
 from cv_hf.data.splits import role_of
 from cv_hf.errors import DataError
@@ -53,7 +54,7 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
             # In parts, since a pool takes all that there is to do at once, with every image of the dataset.
             for start in range(0, len(encoded), _AT_ONCE):
                 part = (encoded[index] for index in range(start, min(start + _AT_ONCE, len(encoded))))
-                for found in pool.map(lambda row: _judged(row, task), part):
+                for found in pool.map(lambda row: _judged(row, task, labels), part):
                     for code, file, reason in found:
                         findings.add(code, file, reason)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in rows.items())
@@ -84,12 +85,12 @@ def holds_boxes(data: DataConfig, detecting: Task) -> bool:
     return True
 
 
-def _judged(row: Mapping[str, Any], task: Task) -> list[tuple[str, str, str]]:
+def _judged(row: Mapping[str, Any], task: Task, labels: LabelMap) -> list[tuple[str, str, str]]:
     try:
         image, codes = decode(row["image"])
     except UnreadableImage as error:
         return [(error.code, row["file"], error.reason)]
     found = [(code, row["file"], "") for code in codes]
     if task.fit is not None:
-        found += task.fit(row, (image.height, image.width))[1]
+        found += task.fit(row, (image.height, image.width), labels)[1]
     return found

@@ -26,11 +26,13 @@ class LabelMap:
         sources: the value that stands for it in the data (an int, str or bool, all of one type and all different), or
             None where the data has no value for that class (a dataset with fewer classes than the model).
         ignore_index: the source value that means "no label", if there is one.
+        things: the names of the countable classes, all others being stuff; None where the data does not tell.
     """
 
     names: tuple[str, ...]
     sources: tuple[Source | None, ...]
     ignore_index: int | None = None
+    things: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -39,6 +41,12 @@ class LabelMap:
             raise DataError(f"{len(self.names)} label names for {len(self.sources)} labels.")
         for name in _repeated(self.names):
             raise DataError(f"two labels have the name {name!r}; label names must be different.")
+        if self.things is not None:
+            object.__setattr__(self, "things", tuple(self.things))
+            for name in set(self.things) - set(self.names):
+                raise DataError(
+                    f"{name!r} cannot be countable: it is none of the labels.{did_you_mean(name, self.names)}"
+                )
         present = [source for source in self.sources if source is not None]
         if len({type(source) for source in present}) > 1:
             raise DataError(f"the labels are of several types: {_listed(present)}; use either numbers or text.")
@@ -98,15 +106,18 @@ class LabelMap:
             ids = self.label2id
             pairs = zip(data.names, data.sources, strict=True)
             found = {ids[name]: source for name, source in pairs if name in ids}
-        return LabelMap(self.names, tuple(found.get(index) for index in range(len(self))), data.ignore_index)
+        sources = tuple(found.get(index) for index in range(len(self)))
+        return LabelMap(self.names, sources, data.ignore_index, self.things)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives back an equal map, 1 and "1" still told apart."""
-        return {"names": list(self.names), "sources": list(self.sources), "ignore_index": self.ignore_index}
+        values = {"names": list(self.names), "sources": list(self.sources), "ignore_index": self.ignore_index}
+        return values if self.things is None else {**values, "things": list(self.things)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelMap:
-        return cls(tuple(values["names"]), tuple(values["sources"]), values.get("ignore_index"))
+        things = values.get("things")
+        return cls(tuple(values["names"]), tuple(values["sources"]), values.get("ignore_index"), things)
 
 
 def from_class_names(names: Sequence[str], ignore_index: int | None = None) -> LabelMap:

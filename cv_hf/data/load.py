@@ -28,8 +28,9 @@ from cv_hf.data.splits import ROLES, check_split, choose_splits, hold_out, subse
 from cv_hf.errors import DataError
 from cv_hf.task import Task
 
-# The formats that hold boxes and nothing else.
-BOX_READERS = {"coco": coco.read, "voc": voc.read, "yolo": yolo.read}
+# The formats of annotated images, and those of them that hold boxes.
+READERS = {"coco": coco.read, "voc": voc.read, "yolo": yolo.read}
+BOX_READERS = ("coco", "voc", "yolo")
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
         DataError: the dataset is missing, or of a format that the task does not read.
         HubError: the Hub failed.
     """
-    found = data.format or detect_format(data)
+    found = data.format or detect_format(data, task.formats)
     if found == "hub":
         return hub.read(
             data.id,
@@ -192,13 +193,17 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
             findings=findings,
             on_bad_sample=data.on_bad_sample,
         )
-    if found in BOX_READERS and task.boxes:
-        return BOX_READERS[found](
-            data.id, images=data.images, wanted=wanted, findings=findings, on_bad_sample=data.on_bad_sample
+    if found in READERS and found in task.formats:
+        more = {"masks": data.masks} if found in ("masks", "panoptic") else {}
+        if found == "coco":
+            more = {"segmentation": task.moved == "mask"}
+        return READERS[found](
+            data.id, images=data.images, wanted=wanted, findings=findings, on_bad_sample=data.on_bad_sample, **more
         )
     if found in BOX_READERS:
         raise DataError(f"{data.id}: {found} holds boxes, for task: object-detection, not for {task.name}.")
-    raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads hub, imagefolder and parquet.")
+    known = ", ".join(["hub", *task.formats])
+    raise DataError(f"{data.id}: {found} is not a format of {task.name}, which reads {known} and parquet.")
 
 
 def canonical_rows(
@@ -260,7 +265,7 @@ def _found(source: Source, chosen: Mapping[str, str], columns: Mapping[str, str]
     line = "data: splits: " + ", ".join(f"{role} from {name}" for role, name in chosen.items())
     # The columns of class folders and annotation files are none of the user's.
     class_folders = source.format == "imagefolder" and source.splits[chosen["train"]].column_names == ["image", "label"]
-    if class_folders or source.format in BOX_READERS or not columns:
+    if class_folders or source.format in READERS or not columns:
         return line
     return f"{line}; columns: " + ", ".join(f"{canonical} from {name}" for canonical, name in columns.items())
 

@@ -157,7 +157,8 @@ TASK = Task(
         {"HorizontalFlip": {"p": 0.5}},
         {"ColorJitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.0, "p": 0.8}},
     ),
-    boxes=False,
+    formats=("imagefolder",),
+    moved=None,
     train_defaults={
         "num_train_epochs": 10,
         "learning_rate": 1e-4,

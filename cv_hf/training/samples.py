@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from cv_hf.data import UnreadableImage, decode
+from cv_hf.data import LabelMap, UnreadableImage, decode
 from cv_hf.errors import CvHfError
+from cv_hf.task import Finding
 from cv_hf.transforms.augment import Augment
 
-Fit = Callable[[Mapping[str, Any], tuple[int, int]], tuple[Mapping[str, Any], list[tuple[str, str, str]]]]
+Fit = Callable[[Mapping[str, Any], tuple[int, int], LabelMap], tuple[Mapping[str, Any] | None, list[Finding]]]
 # How many neighbours to try before a data set is taken to be unreadable as a whole.
 _SUBSTITUTES = 100
 
@@ -47,11 +48,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class TrainSamples(Dataset):
     """Augmented samples by (epoch, index).
 
-    `fit` is the task's: it makes a row's targets fit its decoded image. `resize`, where the augmentations do not end
-    at the model's size, brings an image to the size that the processor would give it.
+    `fit` is the task's: with the LabelMap, it makes a row's targets fit its decoded image. `resize`, where the
+    augmentations do not end at the model's size, brings an image to the size that the processor would give it.
 
-    An image that cannot be decoded is replaced by the next one that can, so that batches keep their size; which one
-    was passed over travels with the sample as a finding.
+    An image that cannot be decoded, or has no targets that fit it, is replaced by the next one that can be used, so
+    that batches keep their size; which one was passed over travels with the sample as a finding.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class TrainSamples(Dataset):
         augment: Augment,
         *,
         fit: Fit | None = None,
+        labels: LabelMap | None = None,
         resize: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         self.dataset = dataset
         self.train_sample = train_sample
         self.augment = augment
         self.fit = fit
+        self.labels = labels
         self.resize = resize
 
     def __len__(self) -> int:
@@ -76,7 +79,7 @@ class TrainSamples(Dataset):
         index = key[1]
         findings: list[tuple[str, str, str]] = []
         for offset in range(min(len(self), _SUBSTITUTES)):
-            image, row, found = _decoded(self.dataset[(index + offset) % len(self)], self.fit)
+            image, row, found = _decoded(self.dataset[(index + offset) % len(self)], self.fit, self.labels)
             findings += found
             if image is not None:
                 try:
@@ -93,16 +96,19 @@ class TrainSamples(Dataset):
 class EvalSamples(Dataset):
     """Samples by index, through the saved processor; an image that cannot be decoded is an item without inputs."""
 
-    def __init__(self, dataset: datasets.Dataset, processor: Any, fit: Fit | None = None):
+    def __init__(
+        self, dataset: datasets.Dataset, processor: Any, fit: Fit | None = None, labels: LabelMap | None = None
+    ):
         self.dataset = dataset
         self.processor = processor
         self.fit = fit
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, row, findings = _decoded(self.dataset[index], self.fit)
+        image, row, findings = _decoded(self.dataset[index], self.fit, self.labels)
         item: dict[str, Any] = {"id": index, "findings": findings}
         if image is not None:
             item["inputs"] = {
@@ -213,13 +219,18 @@ class _Keyed:
         return self.augment(self.key, image, **targets)
 
 
-def _decoded(row: Mapping[str, Any], fit: Fit | None) -> tuple[Any, Mapping[str, Any], list[tuple[str, str, str]]]:
+def _decoded(
+    row: Mapping[str, Any], fit: Fit | None, labels: LabelMap | None
+) -> tuple[Any, Mapping[str, Any], list[tuple[str, str, str]]]:
     try:
         image, codes = decode(row["image"])
     except UnreadableImage as error:
         return None, row, [(error.code, row["file"], error.reason)]
     findings = [(code, row["file"], "") for code in codes]
     if fit is not None:
-        row, found = fit(row, (image.height, image.width))
+        fitting, found = fit(row, (image.height, image.width), labels)
         findings += found
+        if fitting is None:
+            return None, row, findings
+        row = fitting
     return image, row, findings

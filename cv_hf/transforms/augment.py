@@ -37,11 +37,12 @@ class Augment:
 
     Attributes:
         size: (height, width) that every image ends at, or None when the list has no operation that sets a size.
-        boxes: whether boxes move along; each call is then given `bboxes` (n, 4), absolute xyxy.
+        moved: the target that moves along, which each call is then given: "bboxes" (n, 4), absolute xyxy; or "mask"
+            (H, W, layers), uint8 or uint16, in which 0 means nothing; None: only the image.
     """
 
     def __init__(
-        self, transforms: Sequence[A.BasicTransform], size: tuple[int, int] | None, seed: int, boxes: bool = False
+        self, transforms: Sequence[A.BasicTransform], size: tuple[int, int] | None, seed: int, moved: str | None = None
     ):
         self.size = size
         self.seed = seed
@@ -53,8 +54,8 @@ class Augment:
             clip=True,
             filter_invalid_bboxes=True,
         )
-        self._compose = A.Compose(transforms, bbox_params=params if boxes else None)
-        self.boxes = boxes
+        self._compose = A.Compose(transforms, bbox_params=params if moved == "bboxes" else None)
+        self.moved = moved
 
     def __call__(self, key: tuple[int, int], image: np.ndarray, **targets: Any) -> dict[str, Any]:
         """Augment one sample.
@@ -68,7 +69,7 @@ class Augment:
             the image and the targets. With `bboxes` also `indices` (m,): which of the boxes given each one is, since
             those of which less than a tenth is left in the image go.
         """
-        if self.boxes:
+        if self.moved == "bboxes":
             targets["indices"] = list(range(len(targets["bboxes"])))
         generator = np.random.default_rng((self.seed, *key))
         self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
@@ -95,7 +96,7 @@ def build_augment(
     names: Sequence[str | dict[str, dict[str, Any] | None]],
     size: tuple[int, int] | None,
     seed: int,
-    boxes: bool = False,
+    moved: str | None = None,
 ) -> Augment:
     """Build the pipeline that a recipe names.
 
@@ -104,7 +105,7 @@ def build_augment(
             `size`.
         size: (height, width) of the model's input; None where only the processor itself can make that input.
         seed: the run's seed.
-        boxes: whether boxes move along.
+        moved: the target that moves along, see Augment.
 
     Raises:
         RecipeError: a name that albumentations does not have, or arguments that it refuses.
@@ -138,11 +139,15 @@ def build_augment(
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"augment: {name}: {reason[:200]}") from None
-    augment = Augment(transforms, size if ends_at_size else None, seed, boxes)
+    augment = Augment(transforms, size if ends_at_size else None, seed, moved)
     # What cannot work is said now, not by a loader worker in the middle of training.
     height, width = size or _BEFORE_PROCESSOR
     for trial, shape in enumerate([(height + 9, 2 * width), (2 * height, width + 9)] * 6):
-        targets = {"bboxes": np.array([[3.0, 4.0, 20.0, 30.0]])} if boxes else {}
+        targets: dict[str, Any] = {}
+        if moved == "bboxes":
+            targets = {"bboxes": np.array([[3.0, 4.0, 20.0, 30.0]])}
+        elif moved == "mask":
+            targets = {"mask": np.zeros((*shape, 1), np.uint8)}
         augment((0, trial), np.full((*shape, 3), 127, np.uint8), **targets)
     return augment
 

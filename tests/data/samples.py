@@ -20,7 +20,8 @@ TASK = types.SimpleNamespace(
     strata=classification.strata,
     clean=None,
     present=classification.present,
-    boxes=False,
+    formats=("imagefolder",),
+    moved=None,
 )
 
 

@@ -21,7 +21,8 @@ from cv_hf.errors import DataError
 
 TASK = types.SimpleNamespace(
     name="object-detection",
-    boxes=True,
+    formats=("coco", "voc", "yolo"),
+    moved="bboxes",
     **{name: getattr(detection, name) for name in ("canonical", "clean", "label_map", "encode", "strata", "present")},
 )
 NAMES = ["cat", "dog", "owl"]

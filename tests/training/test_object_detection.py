@@ -117,7 +117,7 @@ def test_everything_about_a_box_moves_as_one(seed, count):
         "iscrowd": [index % 2 == 1 for index in range(count)],
     }
     names = [{"HorizontalFlip": {}}, {"VerticalFlip": {}}, {"RandomCrop": {"height": 70, "width": 90}}]
-    augment = build_augment([*names, {"RandomRotate90": {}}], None, seed, boxes=True)
+    augment = build_augment([*names, {"RandomRotate90": {}}], None, seed, moved="bboxes")
     augment.size = None
     sample = TASK.train_sample(image, {"objects": objects}, lambda image, **t: augment((0, seed), image, **t))
     height, width = sample["image"].shape[:2]
