@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cv_hf.metrics.base import Accumulator, SampleRecords, StreamingMetric
+from cv_hf.metrics.base import Accumulator, SampleRecords, StreamingMetric, Tally
 from cv_hf.metrics.classification import (
     ClassificationMetric,
     MultiLabelAccumulator,
@@ -10,6 +10,8 @@ from cv_hf.metrics.classification import (
     SingleLabelAccumulator,
 )
 from cv_hf.metrics.detection import DetectionAccumulator, DetectionMetric
+from cv_hf.metrics.panoptic import PanopticAccumulator, PanopticMetric
+from cv_hf.metrics.semantic import SemanticAccumulator, SemanticMetric
 
 __all__ = [
     "Accumulator",
@@ -18,7 +20,12 @@ __all__ = [
     "DetectionMetric",
     "MultiLabelAccumulator",
     "MultiLabelMetric",
+    "PanopticAccumulator",
+    "PanopticMetric",
     "SampleRecords",
+    "SemanticAccumulator",
+    "SemanticMetric",
     "SingleLabelAccumulator",
     "StreamingMetric",
+    "Tally",
 ]

@@ -35,6 +35,10 @@ class Accumulator(Protocol):
         """The number of different samples counted."""
 
 
+# Of so many samples, the last ones, a Tally remembers what they added.
+RECENT = 64
+
+
 class SampleRecords:
     """One fixed-size record per sample id; a second record for an id is dropped.
 
@@ -78,6 +82,62 @@ class SampleRecords:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_ids": self._ids, "_buffer": self.array}
+
+
+class Tally:
+    """Counts summed over samples, each sample once.
+
+    Kept: the sums, the ids, and what each of the last samples added, so that a sample that two processes have counted
+    can be taken away when they merge: distributed samplers repeat some samples at the end of a shard, to make all
+    shards equally long. Records of all samples would not be bounded: a noisy model of 150 classes gives a confusion
+    matrix of 1,500 entries, 12 kB, per image.
+
+    Args:
+        cells: the number of sums.
+        dtype: their NumPy dtype.
+    """
+
+    def __init__(self, cells: int, dtype: type) -> None:
+        self.total = np.zeros(cells, dtype)
+        self._ids: dict[Hashable, None] = {}
+        self._recent: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add(self, sample_id: Hashable, counts: np.ndarray) -> None:
+        """Add the counts (cells,) of a sample, unless its id is known."""
+        if sample_id in self:
+            return
+        self._ids[sample_id] = None
+        self.total += counts
+        cells = np.flatnonzero(counts)
+        self._recent[sample_id] = cells.astype(np.int32), counts[cells]
+        while len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
+
+    def merge(self, other: Tally) -> None:
+        """Add what the other has counted, but for samples that both have counted.
+
+        Raises:
+            DataError: the two share a sample that is among the last ones of neither.
+        """
+        added = other.total.copy()
+        for sample_id in self._ids.keys() & other._ids.keys():
+            record = other._recent.get(sample_id, self._recent.get(sample_id))
+            if record is None:
+                raise DataError(
+                    f"two processes have both counted sample {sample_id!r}, other than at the end of one of them; give "
+                    "each process samples of its own."
+                )
+            cells, counts = record
+            added[cells] -= counts
+        self.total += added
+        self._ids |= other._ids
+        self._recent = {**other._recent, **self._recent}
+
+    def __contains__(self, sample_id: Hashable) -> bool:
+        return sample_id in self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
 
 
 def plain_ids(sample_ids: Iterable[Hashable]) -> list[Hashable]:

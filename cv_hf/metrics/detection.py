@@ -1,4 +1,6 @@
-"""COCO's metrics of object detection (Lin et al., "Microsoft COCO: Common Objects in Context", 2014).
+"""COCO's metrics of object detection and instance segmentation.
+
+As defined by Lin et al., "Microsoft COCO: Common Objects in Context", 2014.
 
 The numbers are those of pycocotools, the reference implementation. IoU and matching are computed by faster-coco-eval,
 which does the same in C++. Where pycocotools says -1, since no ground truth defines a number, it is None here.
@@ -13,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 from faster_coco_eval import faster_eval_api_cpp as evaluator
+from faster_coco_eval import mask_api_new_cpp as mask_api
 from faster_coco_eval.core import mask
 
 from cv_hf.errors import DataError
@@ -33,18 +36,20 @@ Rows = dict[str, np.ndarray]
 
 
 class DetectionAccumulator:
-    """COCO's average precision and recall of boxes, and the score thresholds with the best F1.
+    """COCO's average precision and recall of boxes or of masks, and the score thresholds with the best F1.
 
     Kept per sample: id, objects, and of each class the at most 100 best detections, which are all that COCO counts
-    (28 bytes each for float32 boxes and scores). Samples rank by id where scores are equal, so that the result does not
-    depend on who counted which sample.
+    (28 bytes each for float32 boxes and scores; 73 and the run lengths for masks). Samples rank by id where scores are
+    equal, so that the result does not depend on who counted which sample.
 
     Args:
         label_names: the name of each class id, all different.
+        masks: whether objects are compared by their masks, which may overlap, instead of their boxes.
     """
 
-    def __init__(self, label_names: Sequence[str]) -> None:
+    def __init__(self, label_names: Sequence[str], masks: bool = False) -> None:
         self.label_names = checked_names(label_names)
+        self.masks = masks
         # Of each sample, the number of its invalid predictions; its place here is `image` in the rows.
         self._invalid: dict[Hashable, int] = {}
         self._detections: list[Rows] = []
@@ -65,11 +70,14 @@ class DetectionAccumulator:
                 class ids} as `post_process_object_detection` gives them, best with a threshold of 0.
             references: {`bbox` (m, 4), xywh in pixels of the original image, `category` (m,), class ids, `area` (m,),
                 width times height where it is missing, `iscrowd` (m,), false where it is missing}, the ground truth.
+                Of masks: `masks` in place of `boxes`, and `segmentation` in place of `bbox`, a list of COCO's
+                compressed RLE, {`size`: [height, width], `counts`: bytes or str}, of one size in an image. The area is
+                that of the mask where it is missing.
             sample_ids: one per image, (batch,).
 
         Raises:
-            DataError: lengths that do not fit, a class id outside 0 ... num_labels - 1, or a ground truth box with a
-                NaN or an infinity.
+            DataError: lengths that do not fit, a class id outside 0 ... num_labels - 1, a ground truth box with a NaN
+                or an infinity, a mask of another size than the others of its image, or an RLE that is none.
         """
         ids = plain_ids(sample_ids)
         if not len(predictions) == len(references) == len(ids):
@@ -77,15 +85,18 @@ class DetectionAccumulator:
         if not ids:
             return
         detections, invalid = self._best_detections(predictions)
-        self._add(ids, invalid, detections, self._ground_truth(references))
+        objects = self._ground_truth(references)
+        if self.masks:
+            _check_sizes(detections, objects)
+        self._add(ids, invalid, detections, objects)
 
     def merge(self, other: DetectionAccumulator) -> None:
         """Count the other's samples, except those whose id is known here.
 
         Raises:
-            DataError: the other is of another kind or has other label names.
+            DataError: the other is of another kind or has other settings.
         """
-        check_mergeable(self, other, "label_names")
+        check_mergeable(self, other, "label_names", "masks")
         if len(other):
             detections, objects = _concatenate(other._detections), _concatenate(other._objects)
             self._add(list(other._invalid), list(other._invalid.values()), detections, objects)
@@ -132,7 +143,7 @@ class DetectionAccumulator:
             order = np.argsort(-detections["score"][own], kind="stable")
             place, own = _places(detections["image"][own])[order], own[order]
             matched = number[own] >= 0
-            ignored = np.repeat(_outside(_areas(detections["box"][own]))[:, None], len(IOU_THRESHOLDS), axis=1)
+            ignored = np.repeat(_outside(_areas(detections, own))[:, None], len(IOU_THRESHOLDS), axis=1)
             ignored[..., matched] = near_ignored[..., number[own[matched]]]
             hits = np.zeros(ignored.shape, bool)
             hits[..., matched] = near_hits[..., number[own[matched]]]
@@ -180,10 +191,12 @@ class DetectionAccumulator:
         rows = {
             "label": _column(predictions, "labels", np.int64),
             "score": _column(predictions, "scores", np.float32),
-            "box": _column(predictions, "boxes", np.float32, width=4),
         }
+        rows |= _masks(predictions, "masks") if self.masks else _boxes(predictions, "boxes", np.float32)
         rows["image"] = self._checked_images(rows, [len(entry["scores"]) for entry in predictions], "predictions")
-        valid = np.isfinite(rows["score"]) & np.isfinite(rows["box"]).all(axis=1)
+        valid = np.isfinite(rows["score"])
+        if not self.masks:
+            valid &= np.isfinite(rows["box"]).all(axis=1)
         invalid = np.bincount(rows["image"][~valid], minlength=len(predictions)).tolist()
         rows = _take(rows, valid)
         rows = _take(rows, np.lexsort((-rows["score"], rows["label"], rows["image"])))
@@ -198,14 +211,15 @@ class DetectionAccumulator:
         ]
         rows = {
             "label": _column(references, "category", np.int64),
-            "box": _column(references, "bbox", np.float64, width=4),
             "area": _column(references, "area", np.float64),
             "crowd": _column(references, "iscrowd", np.int64).astype(bool),
         }
+        rows |= _masks(references, "segmentation") if self.masks else _boxes(references, "bbox", np.float64)
         rows["image"] = self._checked_images(rows, lengths, "references")
-        if not np.isfinite(rows["box"]).all():
+        if not self.masks and not np.isfinite(rows["box"]).all():
             raise DataError("references hold a box with a NaN or an infinity.")
-        rows["area"] = np.where(np.isnan(rows["area"]), rows["box"][:, 2] * rows["box"][:, 3], rows["area"])
+        own = rows.pop("pixels") if self.masks else rows["box"][:, 2] * rows["box"][:, 3]
+        rows["area"] = np.where(np.isnan(rows["area"]), own, rows["area"])
         return rows
 
     def _checked_images(self, rows: Rows, lengths: Sequence[int], name: str) -> np.ndarray:
@@ -232,34 +246,42 @@ class DetectionAccumulator:
 
 
 class DetectionMetric(StreamingMetric):
-    """Object detection as an evaluate.Metric; see DetectionAccumulator for inputs and results.
+    """Object detection or instance segmentation as an evaluate.Metric; see DetectionAccumulator for inputs and results.
 
     metric = DetectionMetric(["cat", "dog"])
     metric.add_batch(predictions=processor.post_process_object_detection(...), references=rows["objects"])
     metric.compute()["map"]
     """
 
-    def __init__(self, label_names: Sequence[str]) -> None:
+    def __init__(self, label_names: Sequence[str], masks: bool = False) -> None:
         numbers = datasets.List(datasets.Value("float64"))
+        found, sought = (
+            {"boxes": datasets.List(datasets.List(datasets.Value("float32")))},
+            {"bbox": datasets.List(numbers)},
+        )
+        if masks:
+            rle = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
+            found, sought = {"masks": datasets.List(rle)}, {"segmentation": datasets.List(rle)}
         super().__init__(
-            partial(DetectionAccumulator, label_names),
+            partial(DetectionAccumulator, label_names, masks),
             description="COCO's average precision and recall, and the score thresholds with the best F1.",
             citation=CITATION,
             features=datasets.Features(
                 predictions={
-                    "boxes": datasets.List(datasets.List(datasets.Value("float32"))),
+                    **found,
                     "scores": datasets.List(datasets.Value("float32")),
                     "labels": datasets.List(datasets.Value("int64")),
                 },
                 references={
-                    "bbox": datasets.List(numbers),
+                    **sought,
                     "category": datasets.List(datasets.Value("int64")),
                     "area": numbers,
                     "iscrowd": datasets.List(datasets.Value("bool")),
                 },
             ),
             inputs_description="predictions, of each image: boxes (n, 4), xyxy in pixels, scores (n,), labels (n,); "
-            "references, of each image: bbox (m, 4), xywh in pixels, category (m,), area (m,), iscrowd (m,).",
+            "references, of each image: bbox (m, 4), xywh in pixels, category (m,), area (m,), iscrowd (m,). Of masks: "
+            "masks (n,) for boxes and segmentation (m,) for bbox, COCO's compressed RLE.",
         )
 
 
@@ -289,6 +311,55 @@ def _column(entries: Sequence[Mapping[str, Any]], name: str, dtype: type, width:
     # None becomes NaN.
     column = column.astype(np.float64) if column.dtype.kind not in "f" else column
     return column.astype(np.result_type(column, dtype), copy=False)
+
+
+def _boxes(entries: Sequence[Mapping[str, Any]], name: str, dtype: type) -> Rows:
+    return {"box": _column(entries, name, dtype, width=4)}
+
+
+def _masks(entries: Sequence[Mapping[str, Any]], name: str) -> Rows:
+    """The masks of all images' entries: `mask`, run lengths (rows,), `size` (rows, 2) and `pixels`, areas (rows,)."""
+    if any(name not in entry for entry in entries):
+        raise DataError(f"the entry of each image needs {name!r}.")
+    rles = [rle for entry in entries for rle in entry[name]]
+    rows = {
+        "mask": np.empty(len(rles), object),
+        "size": np.empty((len(rles), 2), np.int32),
+        "pixels": np.empty(len(rles)),
+    }
+    for index, rle in enumerate(rles):
+        try:
+            (height, width), counts = map(int, rle["size"]), rle["counts"]
+            counts = counts if isinstance(counts, bytes) else counts.encode()
+            runs = mask_api.RLE(counts.decode(), height, width).__getstate__()[3]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            runs = None
+        # The IoU of masks whose runs do not fill the image would never end.
+        if runs is None or sum(runs) != height * width:
+            raise DataError(f"{name} hold a mask that is no compressed RLE of COCO: {str(rle)[:80]}.")
+        rows["mask"][index], rows["size"][index], rows["pixels"][index] = counts, (height, width), sum(runs[1::2])
+    return rows
+
+
+def _check_sizes(detections: Rows, objects: Rows) -> None:
+    """DataError unless the masks of an image have one size."""
+    image, size = (np.concatenate([detections[name], objects[name]]) for name in ("image", "size"))
+    _, first, inverse = np.unique(image, return_index=True, return_inverse=True)
+    wrong = np.flatnonzero((size != size[first][inverse]).any(axis=1))
+    if len(wrong):
+        sizes = [tuple(size[index].tolist()) for index in (first[inverse][wrong[0]], wrong[0])]
+        raise DataError(f"masks of one image have different sizes (height, width): {sizes[0]} and {sizes[1]}.")
+
+
+def _ious(detections: Rows, found: slice, objects: Rows, sought: slice, crowd: np.ndarray) -> np.ndarray:
+    """IoU (detections, objects) of some detections and objects of one image; with crowd regions, as COCO has it."""
+    if "mask" not in detections:
+        return mask.iou(_xywh(detections["box"][found]), objects["box"][sought], crowd)
+    rles = [
+        [{"size": size, "counts": counts} for size, counts in zip(rows["size"][part], rows["mask"][part], strict=True)]
+        for rows, part in ((detections, found), (objects, sought))
+    ]
+    return mask.iou(*rles, crowd)
 
 
 def _places(groups: np.ndarray) -> np.ndarray:
@@ -347,8 +418,8 @@ def _match(detections: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray, np.
         # Classes are kept apart by an IoU of 0 between them: an image at a time takes far fewer calls than a class.
         found, sought, ious = [], [], []
         for first, last, top, end in zip(*(column[start : start + IMAGES_AT_ONCE] for column in bounds), strict=True):
-            boxes, crowd = _xywh(detections["box"][first:last]), objects["crowd"][top:end]
-            iou = mask.iou(boxes, objects["box"][top:end], crowd)
+            crowd = objects["crowd"][top:end]
+            iou = _ious(detections, slice(first, last), objects, slice(top, end), crowd)
             iou[detections["label"][first:last, None] != objects["label"][top:end]] = 0
             near = np.flatnonzero((iou >= IOU_THRESHOLDS[0]).any(axis=1))
             if len(near):
@@ -361,7 +432,7 @@ def _match(detections: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray, np.
             matches.append(_evaluate(found, sought, ious))
     near = np.concatenate(places)
     matched, ignored = np.concatenate(matches, axis=-1)
-    outside = _outside(_areas(detections["box"][near]))[:, None]
+    outside = _outside(_areas(detections, near))[:, None]
     return near, matched & ~ignored, np.where(matched, ignored, outside)
 
 
@@ -409,9 +480,11 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    """Areas (n,) of boxes (n, 4), xyxy."""
-    return _xywh(boxes)[:, 2:].prod(axis=1)
+def _areas(detections: Rows, index: np.ndarray) -> np.ndarray:
+    """Areas (n,) of the detections with this index (n,)."""
+    if "mask" in detections:
+        return detections["pixels"][index]
+    return _xywh(detections["box"][index])[:, 2:].prod(axis=1)
 
 
 def _outside(areas: np.ndarray) -> np.ndarray:
