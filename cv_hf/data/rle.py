@@ -1,0 +1,208 @@
+"""Masks as COCO's compressed run-length encoding, {"size": [height, width], "counts": text}, from what datasets hold.
+
+Runs go down the columns, outside and inside by turns, outside first. No mask is made dense on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from faster_coco_eval.core import mask as coco_mask
+
+Rle = dict[str, Any]
+
+FEATURE = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
+# An outline is traced point by point, so that a coordinate of 1e9 would fill the memory.
+_FARTHEST = 1e6
+
+
+class BadMask(ValueError):
+    """Why a mask, or a part of it, is none: the code of a finding, and the reason."""
+
+    def __init__(self, code: str, reason: str = "") -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+def compress(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, list[BadMask]]:
+    """Bring a mask to compressed RLE.
+
+    Args:
+        segmentation: polygons [[x1, y1, x2, y2, ...], ...] in pixels, or one, whose points may be pairs [x, y]; RLE
+            with its counts as a list or compressed; or any of these as JSON text.
+        size: (height, width) of the image.
+
+    Returns:
+        the mask, and what is wrong with those of its polygons that were left out.
+
+    Raises:
+        BadMask: there is no mask, it cannot be read, has another size than the image, or no pixels.
+    """
+    if isinstance(segmentation, str):
+        try:
+            segmentation = json.loads(segmentation) if segmentation.strip() else None
+        except (ValueError, RecursionError):
+            raise BadMask("mask-unreadable", "it is neither polygons nor RLE") from None
+    bad: list[BadMask] = []
+    if isinstance(segmentation, Mapping):
+        if segmentation.get("counts") is None:
+            raise BadMask("object-without-mask")
+        rle = _from_runs(segmentation, size)
+    elif isinstance(segmentation, (list, tuple)):
+        if not segmentation:
+            raise BadMask("object-without-mask")
+        rle, bad = _from_polygons(segmentation, size)
+    elif segmentation is None:
+        raise BadMask("object-without-mask")
+    else:
+        raise BadMask("mask-unreadable", "it is neither polygons nor RLE")
+    if not coco_mask.area(rle):
+        raise BadMask("mask-empty")
+    return {"size": list(size), "counts": rle["counts"].decode("ascii")}, bad
+
+
+def from_map(ids: np.ndarray) -> tuple[np.ndarray, list[Rle]]:
+    """The masks of a map (H, W) in which every object has a number of its own.
+
+    Returns:
+        the numbers in ascending order without 0, and the mask of each.
+    """
+    values, lengths = runs(ids.T)
+    ends = np.cumsum(lengths)
+    order = np.argsort(values, kind="stable")
+    numbers, firsts = np.unique(values[order], return_index=True)
+    masks = []
+    for places in np.split(order, firsts[1:]):
+        inside = np.stack([ends[places] - lengths[places], ends[places]], axis=1).reshape(-1)
+        counts = np.diff(np.concatenate([[0], inside, [ids.size]]))
+        masks.append(_encoded(counts.tolist() if counts[-1] else counts[:-1].tolist(), ids.shape))
+    kept = np.flatnonzero(numbers)
+    return numbers[kept], [masks[place] for place in kept.tolist()]
+
+
+def from_mask(mask: np.ndarray) -> Rle:
+    """The RLE of one mask (H, W); what is not 0 is inside."""
+    rle = coco_mask.encode(np.asfortranarray(mask != 0, np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+
+
+def boxes_and_areas(masks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The absolute xywh boxes (n, 4) around masks, and their areas (n,), float64."""
+    if not masks:
+        return np.zeros((0, 4)), np.zeros(0)
+    rles = [{"size": mask["size"], "counts": mask["counts"].encode("ascii")} for mask in masks]
+    return np.asarray(coco_mask.toBbox(rles), np.float64), np.asarray(coco_mask.area(rles), np.float64)
+
+
+def to_arrow(masks: Sequence[Mapping[str, Any]]) -> pa.Array:
+    """Masks as a column of `FEATURE`."""
+    sizes = pa.array([edge for mask in masks for edge in mask["size"]], pa.int64())
+    offsets = pa.array(np.arange(0, 2 * len(masks) + 1, 2, dtype=np.int32))
+    counts = pa.array([mask["counts"] for mask in masks], pa.string())
+    return pa.StructArray.from_arrays([pa.ListArray.from_arrays(offsets, sizes), counts], names=list(FEATURE))
+
+
+def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The runs of equal values along a map, row by row: the value and the length of each."""
+    flat = values.reshape(-1)
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if len(flat) else np.zeros(0, np.int64)
+    return flat[starts], np.diff(starts, append=len(flat))
+
+
+def _from_runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    stated, counts = segmentation.get("size"), segmentation["counts"]
+    if stated is not None and list(stated) != list(size):
+        text = "x".join(str(edge) for edge in reversed(stated)) if isinstance(stated, list) else str(stated)[:60]
+        raise BadMask("mask-size-mismatch", f"{text}, in an image of {size[1]}x{size[0]}")
+    try:
+        if isinstance(counts, (str, bytes)):
+            lengths = _lengths(counts.encode("ascii") if isinstance(counts, str) else counts)
+        else:
+            lengths = np.array([int(count) for count in counts], np.int64)
+            if (lengths != np.array(counts, np.float64)).any():
+                raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise BadMask("mask-unreadable", "its counts are no run lengths") from None
+    if len(lengths) and lengths.min() < 0:
+        raise BadMask("mask-unreadable", "its counts are no run lengths")
+    if lengths.sum() != size[0] * size[1]:
+        raise BadMask("mask-unreadable", f"its runs are {lengths.sum()} pixels, of {size[0] * size[1]}")
+    return coco_mask.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)
+
+
+def _lengths(counts: bytes) -> np.ndarray:
+    """The run lengths of compressed counts: six bits a letter, five of them of the number, least significant first;
+    from the fourth on a number is the difference to the one before the last.
+
+    Raises:
+        ValueError: the text is no such thing.
+    """
+    letters = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = (letters & 32) == 0
+    if not len(letters) or letters.min() < 0 or letters.max() > 63 or not last[-1]:
+        raise ValueError("no compressed counts")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    sizes = ends - starts + 1
+    if sizes.max() > 7:
+        raise ValueError("a number too large for a run length")
+    shifts = 5 * (np.arange(len(letters)) - np.repeat(starts, sizes))
+    numbers = np.add.reduceat((letters & 31) << shifts, starts)
+    numbers -= np.where(letters[ends] & 16, 1 << (5 * sizes), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def _from_polygons(segmentation: Sequence[Any], size: tuple[int, int]) -> tuple[dict[str, Any], list[BadMask]]:
+    polygons, bad = [], []
+    for number, polygon in enumerate(_polygons(segmentation)):
+        try:
+            polygons.append(_checked(polygon))
+        except BadMask as error:
+            bad.append(BadMask(error.code, f"polygon {number}: {error.reason}"))
+    if not polygons:
+        raise bad[0]
+    rles = coco_mask.frPyObjects(polygons, *size)
+    return (rles[0] if len(rles) == 1 else coco_mask.merge(rles)), bad
+
+
+def _polygons(segmentation: Sequence[Any]) -> list[Any]:
+    """The polygons, each a flat list of coordinates where it is one at all."""
+    first = segmentation[0]
+    if not isinstance(first, (list, tuple)):
+        return [segmentation]
+    if all(isinstance(part, (list, tuple)) and len(part) == 2 for part in segmentation):
+        numbers = not any(isinstance(edge, (list, tuple)) for part in segmentation for edge in part)
+        if numbers:
+            return [[edge for point in segmentation for edge in point]]
+    return [_flat(polygon) for polygon in segmentation]
+
+
+def _flat(polygon: Any) -> Any:
+    if isinstance(polygon, (list, tuple)) and polygon and all(isinstance(point, (list, tuple)) for point in polygon):
+        return [edge for point in polygon for edge in point]
+    return polygon
+
+
+def _checked(polygon: Any) -> list[float]:
+    try:
+        edges = list(map(float, polygon)) if not isinstance(polygon, (str, Mapping)) else None
+    except (TypeError, ValueError, OverflowError):
+        edges = None
+    if edges is None or len(edges) % 2 or not all(math.isfinite(edge) and abs(edge) <= _FARTHEST for edge in edges):
+        raise BadMask("mask-unreadable", "it is no list of coordinates in pixels")
+    if len(edges) < 6:
+        raise BadMask("mask-too-few-points", f"it has {len(edges) // 2} points")
+    return edges
+
+
+def _encoded(counts: list[int], shape: tuple[int, ...]) -> Rle:
+    rle = coco_mask.frPyObjects({"size": list(shape), "counts": counts}, *shape)
+    return {"size": list(shape), "counts": rle["counts"].decode("ascii")}
