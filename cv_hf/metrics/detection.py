@@ -332,7 +332,7 @@ def _masks(entries: Sequence[Mapping[str, Any]], name: str) -> Rows:
             (height, width), counts = map(int, rle["size"]), rle["counts"]
             counts = counts if isinstance(counts, bytes) else counts.encode()
             runs = mask_api.RLE(counts.decode(), height, width).__getstate__()[3]
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
             runs = None
         # The IoU of masks whose runs do not fill the image would never end.
         if runs is None or sum(runs) != height * width:
