@@ -14,6 +14,7 @@ import PIL.Image
 import pyarrow as pa
 from PIL import ExifTags
 
+from cv_hf.data import rle
 from cv_hf.data.findings import Findings
 from cv_hf.data.imagefolder import is_hidden
 from cv_hf.data.images import UnreadableImage, image_formats, read_header, relative_name
@@ -34,6 +35,7 @@ def to_dataset(
     category_type: type,
     areas: Sequence[float | None] | None = None,
     crowds: Sequence[bool] | None = None,
+    masks: Sequence[Mapping[str, Any]] | None = None,
 ) -> datasets.Dataset:
     """Rows of images from flat lists of their boxes.
 
@@ -47,9 +49,11 @@ def to_dataset(
         category_type: int or str, what source ids are.
         areas: None where the source has none.
         crowds: None: no box is a crowd.
+        masks: the compressed RLE of each object; None: they have boxes alone.
 
     Returns:
-        columns `image` (undecoded), `image_id`, `width`, `height` and `objects` {bbox, category, area, iscrowd}.
+        columns `image` (undecoded), `image_id`, `width`, `height` and `objects` {bbox, category, area, iscrowd} and,
+        with masks, `segmentation`.
     """
     number = len(rows)
     order = np.argsort(np.asarray(rows, np.int64), kind="stable")
@@ -62,6 +66,8 @@ def to_dataset(
         "area": pa.array([None] * number if areas is None else areas, pa.float64()).take(pa.array(order)),
         "iscrowd": pa.array([False] * number if crowds is None else crowds, pa.bool_()).take(pa.array(order)),
     }
+    if masks is not None:
+        values["segmentation"] = rle.to_arrow(masks).take(pa.array(order))
     columns = {
         "image": pa.array(paths, pa.string()),
         "image_id": pa.array(image_ids, pa.string() if isinstance(next(iter(image_ids), 0), str) else pa.int64()),
@@ -71,6 +77,7 @@ def to_dataset(
             [pa.ListArray.from_arrays(offsets, value) for value in values.values()], names=list(values)
         ),
     }
+    segmentation = {} if masks is None else {"segmentation": datasets.List(rle.FEATURE)}
     features = datasets.Features(
         {
             "image": datasets.Image(decode=False),
@@ -82,6 +89,7 @@ def to_dataset(
                 "category": datasets.List(datasets.Value(str(values["category"].type))),
                 "area": datasets.List(datasets.Value("float64")),
                 "iscrowd": datasets.List(datasets.Value("bool")),
+                **segmentation,
             },
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,9 +14,18 @@ from typing import Any
 
 import datasets
 
-from cv_hf.data.annotations import ANNOTATION_FOLDERS, IMAGE_FOLDERS, files_in, folders, is_int64, to_dataset
+from cv_hf.data import rle
+from cv_hf.data.annotations import (
+    ANNOTATION_FOLDERS,
+    IMAGE_FOLDERS,
+    files_in,
+    folders,
+    is_int64,
+    to_dataset,
+    upright_size,
+)
 from cv_hf.data.findings import Findings
-from cv_hf.data.images import relative_name
+from cv_hf.data.images import UnreadableImage, relative_name
 from cv_hf.data.labels import LabelMap
 from cv_hf.data.paths import Inside, images_folder
 from cv_hf.data.source import Source
@@ -47,11 +57,15 @@ def read(
         wanted: splits to read besides those with a usual name (train, val2017, ...).
         findings: filled with what was left out.
         on_bad_sample: "skip" or "stop".
+        segmentation: read the masks too.
 
     Returns:
         columns `image`, `image_id`, `width`, `height` and `objects` {bbox, category, area, iscrowd}: boxes as they
         stand in the file (absolute xywh), categories by their id, `area` null where the file has none. An image
         without annotations has empty lists. An annotation with a polygon alone has the box around it.
+        With `segmentation`, `objects` has that as well, compressed RLE of the size that the file says the image has
+        (its own, where it does not say); polygons, uncompressed and compressed RLE are read. An annotation without a
+        mask is dropped, and a box or an area that is missing is the mask's.
 
     Raises:
         DataError: a file that is not COCO, several files for one split, an image id that stands twice, categories that
@@ -71,9 +85,9 @@ def read(
     splits = {}
     with _collector_off():
         for split, file in files.items():
-            content = _load(file, root)
+            content = _load(file, root, segmentation)
             _merge_categories(names, content, relative_name(str(file), root))
-            splits[split] = _read_split(content, file, split, root, base, used, findings, on_bad_sample)
+            splits[split] = _read_split(content, file, split, root, base, used, findings, on_bad_sample, segmentation)
     return Source(id, "coco", splits, root=root, labels=_label_map(names, used))
 
 
@@ -124,7 +138,7 @@ def candidates(root: Path) -> list[Path]:
     """The JSON files where those of a dataset stand."""
     found = files_in(root, {".json"})
     for folder in folders(root):
-        if folder.name.lower() in ANNOTATION_FOLDERS:
+        if folder.name.lower() in (*ANNOTATION_FOLDERS, "panoptic"):
             found += files_in(folder, {".json"})
             for inner in folders(folder):
                 found += files_in(inner, {".json"}) if role_of(inner.name) else []
@@ -140,7 +154,7 @@ def looks_like_coco(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as text:
             start = text.read(1 << 16)
-        if not start.lstrip().startswith("{") or '"segments_info"' in start:
+        if not start.lstrip().startswith("{"):
             return False
         keys = json.loads(start) if len(start) < 1 << 16 else None
     except (OSError, ValueError, RecursionError):
@@ -150,7 +164,17 @@ def looks_like_coco(path: Path) -> bool:
         return False
     coco = named("images") and (named("annotations") or named("categories") or named("info"))
     # The annotations may come first, and fill the start of the file.
-    return coco or (keys is None and all(f'"{key}"' in start for key in ("annotations", "image_id", "category_id")))
+    coco = coco or (keys is None and all(f'"{key}"' in start for key in ("annotations", "image_id", "category_id")))
+    return coco and not holds_segments(path)
+
+
+def holds_segments(path: Path) -> bool:
+    """Whether a JSON file is of COCO's panoptic kind: of a large one, the start may hold nothing but its images."""
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b'"segments_info"') >= 0
+    except (OSError, ValueError):  # an empty file
+        return False
 
 
 @contextmanager
@@ -183,13 +207,13 @@ def _split_of(path: Path, root: Path) -> str | None:
     return None
 
 
-def _load(path: Path, root: Path) -> dict[str, Any]:
-    """Parse one file. Polygons, most of its size, stay text, and are let go at once where there is a bbox."""
+def _load(path: Path, root: Path, segmentation: bool) -> dict[str, Any]:
+    """Parse one file. Polygons, most of its size, stay text, and are let go at once where a bbox is enough."""
     name = relative_name(str(path), root)
     try:
         text = _POLYGONS.sub(r'\1"\2"', path.read_text(encoding="utf-8-sig"))
         # A string that was many lines holds line feeds, which `strict` refuses.
-        content = json.loads(text, object_hook=_without_segmentation, strict=False)
+        content = json.loads(text, object_hook=None if segmentation else _without_segmentation, strict=False)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
@@ -219,6 +243,7 @@ def _read_split(
     used: set[int | str],
     findings: Findings,
     on_bad_sample: str,
+    segmentation: bool,
 ) -> datasets.Dataset:
     name = relative_name(str(file), root)
     found = _images(content["images"], name)
@@ -238,16 +263,26 @@ def _read_split(
             sizes.append((_pixels(image.get("height")), _pixels(image.get("width"))))
     known = {category["id"] for category in content["categories"]}
     owners, boxes, categories, areas, crowds = [], [], [], [], []
+    masks: list[rle.Rle] | None = [] if segmentation else None
     for position, annotation in enumerate(content["annotations"]):
-        box, reason = _box(annotation, known)
+        box, reason = _box(annotation, known, segmentation)
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         image_id = image_id if _is_id(image_id) else None
         if reason or image_id not in found:
             code = "unreadable-annotation" if reason else "orphan-annotation"
             reason = reason or f"image_id is {image_id!r}"
-            number = annotation.get("id", position) if isinstance(annotation, dict) else position
-            findings.drop(code, f"{name}: annotation {_short(number)}", reason, on_bad_sample)
+            findings.drop(code, _place(name, annotation, position), reason, on_bad_sample)
         elif image_id in rows:
+            if masks is not None:
+                sizes[rows[image_id]] = size = _known_size(sizes[rows[image_id]], paths[rows[image_id]])
+                if None in size:
+                    continue  # the image cannot be read, and its check will say so
+                # Taken out, so that its text goes as soon as the mask is there.
+                found_mask = annotation.pop("segmentation", None)
+                mask = rle.read(found_mask, size, _place(name, annotation, position), findings, on_bad_sample)
+                if mask is None:
+                    continue
+                masks.append(mask)
             owners.append(rows[image_id])
             boxes.append(box)
             categories.append(annotation["category_id"])
@@ -255,12 +290,35 @@ def _read_split(
             crowds.append(annotation.get("iscrowd") in (1, "1"))
     if content["annotations"] and found and not owners and rows:
         first = findings.summary().split("\n")[0]
-        raise DataError(f"{name}: none of its {len(content['annotations'])} annotations is a box of an image.\n{first}")
+        what = "box" if masks is None else "mask"
+        raise DataError(
+            f"{name}: none of its {len(content['annotations'])} annotations is a {what} of an image.\n{first}"
+        )
     if len({type(category) for category in categories}) > 1:
         raise DataError(f"{name}: category_id is a number in some annotations and text in others.")
     used.update(categories)
+    if masks is not None:
+        around, extents = rle.boxes_and_areas(masks)
+        boxes = [around[place] if box is None else box for place, box in enumerate(boxes)]
+        areas = [area if area is not None and area > 0 else extents[place] for place, area in enumerate(areas)]
     category_type = type(next(iter(known or categories), 0))
-    return to_dataset(paths, list(rows), sizes, owners, boxes, categories, category_type, areas, crowds)
+    return to_dataset(paths, list(rows), sizes, owners, boxes, categories, category_type, areas, crowds, masks)
+
+
+def _place(name: str, annotation: Any, position: int) -> str:
+    """What to call an annotation."""
+    number = annotation.get("id", position) if isinstance(annotation, dict) else position
+    return f"{name}: annotation {_short(number)}"
+
+
+def _known_size(stated: tuple[int | None, int | None], path: str) -> tuple[int | None, int | None]:
+    """(height, width) of an image as its annotations state it, else from its header; None where that is unreadable."""
+    if None not in stated:
+        return stated
+    try:
+        return upright_size(path)
+    except UnreadableImage:
+        return None, None
 
 
 def _images(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:
@@ -335,8 +393,10 @@ def _image_folders(file: Path, split: str, root: Path, base: Path | None) -> Ite
         yield from of_images
 
 
-def _box(annotation: Any, categories: set[int | str]) -> tuple[tuple[float, ...] | None, str]:
-    """The box of an annotation, absolute xywh, and why there is none."""
+def _box(
+    annotation: Any, categories: set[int | str], segmentation: bool = False
+) -> tuple[tuple[float, ...] | None, str]:
+    """The box of an annotation, absolute xywh, and why there is none; with `segmentation` it may wait for the mask."""
     if not isinstance(annotation, dict):
         return None, "it is no object"
     if not _is_id(annotation.get("category_id")):
@@ -345,7 +405,7 @@ def _box(annotation: Any, categories: set[int | str]) -> tuple[tuple[float, ...]
         return None, f"category_id {annotation['category_id']!r} is not among the categories"
     box = annotation.get("bbox")
     if not box:
-        return _around(annotation.get("segmentation"))
+        return (None, "") if segmentation else _around(annotation.get("segmentation"))
     try:
         if not isinstance(box, list):
             raise TypeError

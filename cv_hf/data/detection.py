@@ -3,13 +3,15 @@
 A sample is `image`, `image_id` and `objects`, lists of equal length: `bbox` (absolute xywh in pixels of the upright
 image), `category`, `area`, `iscrowd`. In the source, objects are a struct of lists, a list of structs, or list columns
 of their own. A bad box loses itself and nothing else; an image without objects stays.
+
+Where the objects have masks too (`instance`), `segmentation` goes along with the rest of them.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import pyarrow.compute as pc
 from cv_hf.boxes import TO_XYWH
 from cv_hf.config import DataConfig
 from cv_hf.data import labels as label_maps
+from cv_hf.data import rle
 from cv_hf.data.annotations import upright_size
 from cv_hf.data.box_format import prove, uncertain
 from cv_hf.data.columns import check_given, find_image, keep_columns, listed
@@ -43,6 +46,9 @@ _USUAL = {
         "label_id", "label_ids", "class_ids", "class_label", "class_labels", "category_name", "label_name",
         "class_name", "category_names", "label_names", "class_names", "cls", "name", "names", "type", "types",
     ),
+    "segmentation": (
+        "segmentation", "segmentations", "mask", "masks", "rle", "rles", "polygon", "polygons", "segment", "segments",
+    ),
     "area": ("area", "areas"),
     "iscrowd": ("iscrowd", "is_crowd", "crowd"),
     "image_id": ("image_id", "img_id", "id"),
@@ -52,7 +58,6 @@ _USUAL = {
 _EDGES = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"),
           ("left", "top", "right", "bottom"), ("x", "y", "w", "h"), ("x", "y", "width", "height"),
           ("left", "top", "width", "height"))  # fmt: skip
-_FIELDS = ("bbox", "category", "area", "iscrowd")
 # What these formats' files hold; their readers give absolute xywh.
 _OWN_FORMATS = {"voc": "xyxy", "yolo": "cxcywh_norm"}
 # Rounding of an annotation. A box that leaves its image by less stays as it is, by more it is clipped.
@@ -65,7 +70,7 @@ _ENOUGH = 20
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the boxes stand: the column that holds them (None: columns of their own), and the names in it."""
+    """Where the objects stand: the column that holds them (None: columns of their own), and the names in it."""
 
     container: str | None
     keys: dict[str, str]
@@ -96,27 +101,35 @@ class _Objects:
     crowds: np.ndarray
 
 
-def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
+def canonical(dataset: datasets.Dataset, data: DataConfig, masks: bool = False) -> datasets.Dataset:
     """Keep the columns `image` (undecoded), `image_id`, `width`, `height` and `objects`; no image is read.
 
     `objects` is a struct of lists: `bbox` as it stands in the source, `category` its source ids, `area` (null where
-    there is none), `iscrowd`. `width` and `height` are null where the source has none.
+    there is none), `iscrowd`. `width` and `height` are null where the source has none. With `masks`, objects are told
+    by their masks, not by their boxes: `segmentation` is as it stands in the source, and boxes are empty where it has
+    none.
 
     Raises:
         DataError: a column cannot be found, or has a type that is not read.
     """
     given = dict(data.columns)
-    check_given(given, COLUMNS)
+    anchor = "segmentation" if masks else "bbox"
+    check_given(given, (*COLUMNS, anchor))
     image = find_image(dataset.features, given)
     others = {name: feature for name, feature in dataset.features.items() if name != image}
-    place = _find_place(others, given)
+    place = _find_place(others, given, anchor)
     members = _members(others, place.container)
     sources = {name: _find_value(others, name, given) for name in ("image_id", "width", "height")}
     sources = {name: source for name, source in sources.items() if source is not None}
     columns = [*sources.values(), *([place.container] if place.container else place.keys.values())]
     table = dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:]
-    counts, flat = _flattened(table, place, "bbox")
-    lists = {"bbox": _listed(counts, _float_lists(flat))}
+    counts, flat = _flattened(table, place, anchor)
+    lists = {anchor: _listed(counts, flat)}
+    if "bbox" in place.keys:
+        of_each, flat = _flattened(table, place, "bbox")
+        lists["bbox"] = _listed(of_each, _float_lists(flat))
+    else:
+        lists["bbox"] = _listed(counts, _float_lists(pa.nulls(len(flat))))
     if "category" in place.keys:
         of_each, flat = _flattened(table, place, "category")
         flat, feature = _categories(flat, members[place.keys["category"]])
@@ -139,7 +152,7 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
         column = pc.fill_null(pc.round(column.cast(pa.float64(), safe=False)), -1).cast(pa.int64(), safe=False)
         column = pc.if_else(pc.greater(column, 0), column, pa.scalar(None, pa.int64()))
         kept = _with_column(kept, name, column, datasets.Value("int64"))
-    kept = _with_objects(kept, lists, feature)
+    kept = _with_objects(kept, lists, feature, members[place.keys[anchor]] if masks else None)
     kept._source_columns = {"image": image} | {name: place.column(name) for name in place.keys}
     return kept
 
@@ -154,15 +167,27 @@ def label_map(
         DataError: labels that differ in type, or do not fit the recipe's.
     """
     features = {role: split.features["objects"]["category"].feature for role, split in splits.items()}
+    return classes(features, (_flat(split).categories for split in splits.values()), data, source_labels)
+
+
+def classes(
+    features: Mapping[str, Any], categories: Iterable[pa.Array], data: DataConfig, source_labels: LabelMap | None
+) -> LabelMap:
+    """The classes of objects or segments, as `label_map` decides them.
+
+    Args:
+        features: that of the categories, by split.
+        categories: those of each split; not asked for where the names are known.
+    """
     class_names = {role: tuple(getattr(feature, "names", ())) for role, feature in features.items()}
     if len(set(class_names.values())) > 1:
-        raise DataError(f"the splits {', '.join(splits)} have different lists of classes for their boxes.")
+        raise DataError(f"the splits {', '.join(features)} have different lists of classes for their objects.")
     names, sources = next(iter(class_names.values())) or None, None
     if source_labels is not None:
         names, sources = source_labels.names, source_labels.sources
     if names is not None and data.labels is None:
         return LabelMap(names, range(len(names)) if sources is None else sources, data.ignore_index)
-    values = {value for split in splits.values() for value in _distinct(_flat(split).categories)} - {None}
+    values = {value for each in categories for value in _distinct(each)} - {None}
     seen = label_maps.from_values(
         (value for value in values if isinstance(value, str) or value >= 0), data.ignore_index
     )
@@ -216,8 +241,7 @@ def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
     ids = _ids(objects.categories, labels)
     for place in np.flatnonzero(ids < 0)[:1].tolist():
         raise labels.unknown(_named(objects.categories[place].as_py(), _category(dataset)))
-    column = _objects_column(dataset)
-    lists = {name: pc.struct_field(column, name) for name in _FIELDS}
+    lists = _lists(_objects_column(dataset))
     lists["category"] = _listed(objects.counts, pa.array(ids))
     return _with_objects(dataset.remove_columns("objects"), lists, datasets.ClassLabel(names=list(labels.names)))
 
@@ -255,17 +279,21 @@ def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
     """
     objects = _flat(dataset)
     names = dataset.features["objects"]["category"].feature.names
-    categories = _as_numpy(objects.categories, np.int64)
-    rows, categories = np.divmod(np.unique(objects.rows * len(names) + categories), len(names))
+    return rarest(objects.rows, _as_numpy(objects.categories, np.int64), len(dataset), names)
+
+
+def rarest(rows: np.ndarray, categories: np.ndarray, number: int, names: Sequence[str]) -> list[str | None]:
+    """The rarest class of each of `number` images, from the row and the contiguous class of each object."""
+    rows, categories = np.divmod(np.unique(rows * len(names) + categories), len(names))
     frequency = np.bincount(categories, minlength=len(names))
     # Of each image the class of the lowest rank; of two as rare, the first in the map.
     rank = np.empty(len(names), np.int64)
     order = np.lexsort((np.arange(len(names)), frequency))
     rank[order] = np.arange(len(names))
-    rarest = np.full(len(dataset), len(names), np.int64)
-    np.minimum.at(rarest, rows, rank[categories])
+    lowest = np.full(number, len(names), np.int64)
+    np.minimum.at(lowest, rows, rank[categories])
     by_rank = [*(names[index] for index in order), None]
-    return [by_rank[place] for place in rarest.tolist()]
+    return [by_rank[place] for place in lowest.tolist()]
 
 
 def present(dataset: datasets.Dataset) -> set[str]:
@@ -282,7 +310,13 @@ def coco_ids(labels: LabelMap) -> list[int]:
     return list(range(1, len(labels) + 1))
 
 
-def _find_place(features: Mapping[str, Any], given: Mapping[str, str]) -> _Place:
+def has_masks(features: Mapping[str, Any], given: Mapping[str, str]) -> bool:
+    """Whether there are objects with polygons or RLE among the columns."""
+    return bool(_containers(features, given, "segmentation"))
+
+
+def _containers(features: Mapping[str, Any], given: Mapping[str, str], anchor: str) -> list[str | None]:
+    """The columns that could hold the objects, told by their member `anchor`; None: list columns of their own."""
     containers = [name for name in features if _members(features, name)]
     if "objects" in given:
         name = given["objects"]
@@ -291,44 +325,50 @@ def _find_place(features: Mapping[str, Any], given: Mapping[str, str]) -> _Place
                 f"data.columns.objects: there is no column {name!r}.{did_you_mean(name, features)} "
                 f"Columns: {listed(features)}."
             )
-        found: list[str | None] = [name]
-    elif "bbox" in given:
-        name = given["bbox"]
+        return [name]
+    if anchor in given:
+        name = given[anchor]
         outer = name.partition(".")[0]
         if outer in containers:
-            found = [outer]
-        elif name in features:
-            found = [None]
-        else:
-            found = [each for each in containers if name in _members(features, each)]
-    else:
-        found = [each for each in containers if _box_key(_members(features, each), given, each)]
-        if not found and _box_key(_members(features, None), given, None):
-            found = [None]
-        if len(found) > 1:
-            by_lower = {str(each).lower(): each for each in reversed(found)}
-            found = [by_lower[name] for name in _USUAL["objects"] if name in by_lower][:1] or found
+            return [outer]
+        return [None] if name in features else [each for each in containers if name in _members(features, each)]
+    fits = _FITTING[anchor]
+    found: list[str | None] = [
+        each for each in containers if _key(_members(features, each), anchor, given, each, fits) is not None
+    ]
+    if not found and _key(_members(features, None), anchor, given, None, fits):
+        found = [None]
+    if len(found) > 1:
+        by_lower = {str(each).lower(): each for each in reversed(found)}
+        found = [by_lower[name] for name in _USUAL["objects"] if name in by_lower][:1] or found
+    return found
+
+
+def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: str) -> _Place:
+    found = _containers(features, given, anchor)
+    things = "boxes" if anchor == "bbox" else "masks"
     if len(found) != 1:
-        what = "more than one column could hold the boxes" if found else "no column of boxes was found"
+        what = f"more than one column could hold the {things}" if found else f"no column of {things} was found"
         raise DataError(
             f"{what} among: {listed(features)}.\n"
-            "Name it in the recipe: data.columns: {objects: NAME}; or {bbox: NAME, category: NAME} for lists."
+            f"Name it in the recipe: data.columns: {{objects: NAME}}; or {{{anchor}: NAME, category: NAME}} for lists."
         )
     container = found[0]
     members = _members(features, container)
-    box = _box_key(members, given, container)
-    if box is None:
+    key = _key(members, anchor, given, container, _FITTING[anchor])
+    if key is None:
         where = f"column {container!r}" if container else "the dataset"
         raise DataError(
-            f"{where} has no list of boxes ({', '.join(_USUAL['bbox'][:4])}) among: {listed(members)}.\n"
-            "Name it in the recipe: data.columns: {bbox: NAME}."
+            f"{where} has no list of {things} ({', '.join(_USUAL[anchor][:4])}) among: {listed(members)}.\n"
+            f"Name it in the recipe: data.columns: {{{anchor}: NAME}}."
         )
-    keys = {"bbox": box}
-    others = {name: feature for name, feature in members.items() if name != box}
-    for canonical, fits in (("category", _is_category), ("area", _is_number), ("iscrowd", _is_number)):
-        key = _key(others, canonical, given, container, fits)
-        if key is not None:
-            keys[canonical] = key
+    keys = {anchor: key}
+    others = {name: feature for name, feature in members.items() if name != key}
+    for canonical, fits in _FITTING.items():
+        if canonical not in ("segmentation", anchor):
+            key = _key(others, canonical, given, container, fits)
+            if key is not None:
+                keys[canonical] = key
     return _Place(container, keys)
 
 
@@ -338,10 +378,6 @@ def _members(features: Mapping[str, Any], container: str | None) -> dict[str, An
     if isinstance(feature, dict):
         return {name: inner.feature for name, inner in feature.items() if _is_list(inner)}
     return dict(feature.feature) if _is_list(feature) and isinstance(feature.feature, dict) else {}
-
-
-def _box_key(members: Mapping[str, Any], given: Mapping[str, str], container: str | None) -> str | None:
-    return _key(members, "bbox", given, container, _is_box)
 
 
 def _key(
@@ -415,6 +451,15 @@ def _is_box(feature: Any) -> bool:
     )
 
 
+def _is_segmentation(feature: Any) -> bool:
+    """Polygons, a list of numbers or lists of them, as deep as they go; RLE, a struct; or either as text."""
+    if isinstance(feature, dict):
+        return {"counts", "size"} <= set(feature)
+    while _is_list(feature):
+        feature = feature.feature
+    return _is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
+
+
 def _edges(names: Collection[str]) -> tuple[str, ...] | None:
     """The four numbers of a box that is a struct, in the order of xyxy or xywh."""
     return next((keys for keys in _EDGES if set(keys) <= set(names)), None)
@@ -422,6 +467,16 @@ def _edges(names: Collection[str]) -> tuple[str, ...] | None:
 
 def _is_category(feature: Any) -> bool:
     return _is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
+
+
+# What an object consists of, and whether a feature can be it.
+_FITTING: dict[str, Callable[[Any], bool]] = {
+    "bbox": _is_box,
+    "segmentation": _is_segmentation,
+    "category": _is_category,
+    "area": _is_number,
+    "iscrowd": _is_number,
+}
 
 
 def _categories(flat: pa.Array, feature: Any) -> tuple[pa.Array, Any]:
@@ -504,13 +559,18 @@ def _with_column(dataset: datasets.Dataset, name: str, column: Any, feature: Any
     return dataset.add_column(name, column, feature=feature)
 
 
-def _with_objects(dataset: datasets.Dataset, lists: Mapping[str, pa.Array], category: Any) -> datasets.Dataset:
+def _with_objects(
+    dataset: datasets.Dataset, lists: Mapping[str, pa.Array], category: Any, segmentation: Any = None
+) -> datasets.Dataset:
+    """Add the column `objects`; the feature of masks is `segmentation`, None: compressed RLE."""
     feature = {
         "bbox": datasets.List(datasets.List(datasets.Value("float64"))),
         "category": datasets.List(category),
         "area": datasets.List(datasets.Value("float64")),
         "iscrowd": datasets.List(datasets.Value("bool")),
     }
+    if "segmentation" in lists:
+        feature["segmentation"] = datasets.List(segmentation or rle.FEATURE)
     column = pa.StructArray.from_arrays([lists[name] for name in feature], names=list(feature))
     return _with_column(dataset, "objects", column, feature)
 
@@ -519,19 +579,27 @@ def _objects_column(dataset: datasets.Dataset) -> pa.Array:
     return dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
 
 
+def _lists(objects: pa.Array) -> dict[str, pa.Array]:
+    return {field.name: pc.struct_field(objects, field.name) for field in objects.type}
+
+
 def _mismatched(objects: pa.Array) -> np.ndarray:
     """The rows whose lists are of different lengths, so that nobody knows which class is which box's."""
-    counts = np.stack([_counts(pc.struct_field(objects, name)) for name in _FIELDS])
+    counts = np.stack([_counts(values) for values in _lists(objects).values()])
     return np.flatnonzero((counts != counts[0]).any(axis=0))
 
 
-def _flat(dataset: datasets.Dataset) -> _Objects:
-    column = _objects_column(dataset)
-    if len(mismatched := _mismatched(column)):
-        agreed = np.ones(len(column), bool)
+def _agreeing(objects: pa.Array) -> dict[str, pa.Array]:
+    """The lists of objects, null where those of a row are of different lengths."""
+    if len(mismatched := _mismatched(objects)):
+        agreed = np.ones(len(objects), bool)
         agreed[mismatched] = False
-        column = pc.if_else(pa.array(agreed), column, pa.scalar(None, column.type))
-    fields = {name: pc.struct_field(column, name) for name in _FIELDS}
+        objects = pc.if_else(pa.array(agreed), objects, pa.scalar(None, objects.type))
+    return _lists(objects)
+
+
+def _flat(dataset: datasets.Dataset) -> _Objects:
+    fields = _agreeing(_objects_column(dataset))
     counts = _counts(fields["bbox"])
     lists = pc.list_flatten(fields["bbox"])
     lengths = _counts(lists)
@@ -628,6 +696,9 @@ def _clean_split(
         "area": _listed(counts, pa.array(areas[kept])),
         "iscrowd": _listed(counts, pa.array(objects.crowds[kept])),
     }
+    if "segmentation" in dataset.features["objects"]:
+        masks = pc.list_flatten(_agreeing(_objects_column(dataset))["segmentation"])
+        lists["segmentation"] = _listed(counts, masks.filter(pa.array(kept)))
     mismatched = _mismatched(_objects_column(dataset)).tolist()
     for row in mismatched:
         reason = "its lists of boxes and of their classes are of different lengths"

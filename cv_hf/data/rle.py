@@ -15,11 +15,14 @@ import numpy as np
 import pyarrow as pa
 from faster_coco_eval.core import mask as coco_mask
 
+from cv_hf.data.findings import Findings
+
 Rle = dict[str, Any]
 
 FEATURE = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
 # An outline is traced point by point, so that a coordinate of 1e9 would fill the memory.
 _FARTHEST = 1e6
+_MOST_PIXELS = 2**31
 
 
 class BadMask(ValueError):
@@ -44,6 +47,8 @@ def compress(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, list[BadMas
     Raises:
         BadMask: there is no mask, it cannot be read, has another size than the image, or no pixels.
     """
+    if size[0] * size[1] >= _MOST_PIXELS:
+        raise BadMask("mask-unreadable", f"its image is said to have {size[1]}x{size[0]} pixels")
     if isinstance(segmentation, str):
         try:
             segmentation = json.loads(segmentation) if segmentation.strip() else None
@@ -65,6 +70,26 @@ def compress(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, list[BadMas
     if not coco_mask.area(rle):
         raise BadMask("mask-empty")
     return {"size": list(size), "counts": rle["counts"].decode("ascii")}, bad
+
+
+def read(
+    segmentation: Any, size: tuple[int, int], name: str, findings: Findings, on_bad_sample: str = "skip"
+) -> Rle | None:
+    """As `compress`, with what is wrong among the findings, and None where there is no mask.
+
+    Args:
+        name: what to call the object.
+
+    Raises:
+        DataError: on_bad_sample is "stop", and something is wrong.
+    """
+    try:
+        mask, bad = compress(segmentation, size)
+    except BadMask as error:
+        mask, bad = None, [error]
+    for error in bad:
+        findings.drop(error.code, name, error.reason, on_bad_sample)
+    return mask
 
 
 def from_map(ids: np.ndarray) -> tuple[np.ndarray, list[Rle]]:
