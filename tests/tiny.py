@@ -387,8 +387,9 @@ _ARCHITECTURES = {**MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, **MODEL_FOR_IMAGE_
 def _families() -> dict[str, Family]:
     """The families of every task."""
     from tests.tiny_detection import DETECTION_FAMILIES
+    from tests.tiny_segmentation import SEGMENTATION_FAMILIES
 
-    return {**TINY_FAMILIES, **DETECTION_FAMILIES}
+    return {**TINY_FAMILIES, **DETECTION_FAMILIES, **SEGMENTATION_FAMILIES}
 
 
 def tiny_model(family: str, folder: str | Path, num_labels: int = 5, seed: int = 0) -> Path:
@@ -416,6 +417,10 @@ def tiny_model(family: str, folder: str | Path, num_labels: int = 5, seed: int =
     if recipe.processor is not None:
         name, arguments = recipe.processor
         getattr(transformers, name)(**arguments).save_pretrained(folder)
+    if recipe.model_type == "oneformer":
+        from tests.tiny_segmentation import write_clip_tokenizer
+
+        write_clip_tokenizer(folder)
     return folder
 
 
