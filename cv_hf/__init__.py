@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from cv_hf.errors import CvHfError
     from cv_hf.finetuning import Run, finetune
     from cv_hf.inference import evaluate_model, load_trained, predict_files
+    from cv_hf.models.neighborhood import enable_dinat
     from cv_hf.publish import push
 
 _HOMES = {
     "CvHfError": "cv_hf.errors",
     "Recipe": "cv_hf.config",
     "Run": "cv_hf.finetuning",
+    "enable_dinat": "cv_hf.models.neighborhood",
     "evaluate_model": "cv_hf.inference",
     "finetune": "cv_hf.finetuning",
     "load_recipe": "cv_hf.config",
@@ -38,6 +40,7 @@ __all__ = [
     "CvHfError",
     "Recipe",
     "Run",
+    "enable_dinat",
     "evaluate_model",
     "finetune",
     "load_recipe",

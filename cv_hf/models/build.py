@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,9 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 
 from cv_hf.config import ModelConfig
 from cv_hf.errors import CvHfError, HubError, ModelError, causes, did_you_mean
-from cv_hf.models import detection
+from cv_hf.models import detection, oneformer, segmentation
 from cv_hf.models.image_size import change_image_size
+from cv_hf.models.neighborhood import enable_dinat
 from cv_hf.models.parts import output_parameters, outside_backbone
 
 _LABELS = {"labels", "mask_labels", "class_labels"}
@@ -44,15 +45,21 @@ _FROM_DATA = ("num_labels", "id2label", "label2id")
 _ClientError = HfHubHTTPError.__bases__[0]
 # Counters, tables of indices and what only masked pretraining reads: computed or unused, so not a loss when missing.
 _DISPENSABLE = re.compile(r"num_batches_tracked$|relative_position_index$|mask_token$")
+# The weight of each class in the loss: follows from the configuration, and is made anew with it.
+_CONSTANT = re.compile(r"^criterion\.empty_weight$")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors: which of the model's are new, how many were reused, which of the checkpoint's not."""
+    """What became of the tensors: which of the model's are new, how many were reused, which of the checkpoint's not.
+
+    `notes` says what was changed beside the weights, a line each.
+    """
 
     new: list[str]
     reused: int
     unused: list[str]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report as lines to print."""
@@ -61,7 +68,7 @@ class LoadReport:
             lines.append(f"new, to be trained: {_some(self.new)}")
         if self.unused:
             lines.append(f"in the checkpoint, not used here: {_some(self.unused)}")
-        return lines
+        return lines + self.notes
 
 
 class Built(NamedTuple):
@@ -76,31 +83,44 @@ class Built(NamedTuple):
     commit: str | None
 
 
-def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) -> Built:
+def build_model(model: ModelConfig, auto_class: str | Sequence[str], fields: Mapping[str, Any]) -> Built:
     """Load the checkpoint that a recipe names.
 
     Args:
         model: the recipe's model section.
-        auto_class: the Transformers Auto class of the task, for instance "AutoModelForImageClassification".
-        fields: what the task sets in the model's configuration, for instance id2label and label2id.
+        auto_class: the Transformers Auto class of the task, for instance "AutoModelForImageClassification", or several
+            whose models do, the preferred first.
+        fields: what the task sets in the model's configuration, for instance id2label and label2id; and `things`, the
+            names of the countable classes, which OneFormer's processor keeps.
 
     Raises:
         ModelError: no such model, one of another task, one that cannot be trained, or weights that do not fit it.
         HubError: the Hub could not be reached or failed.
     """
+    things = fields.get("things")
+    fields = {name: value for name, value in fields.items() if name != "things"}
+    auto_classes = [auto_class] if isinstance(auto_class, str) else list(auto_class)
     with _readable_errors(model):
         commit = _commit(model)
         source = {"revision": commit or model.revision, "trust_remote_code": model.trust_remote_code}
         config = _encoder_config(AutoConfig.from_pretrained(model.id, **source))
-        loader = _model_class(model, config, auto_class)
+        loader, auto_class = _model_class(model, config, auto_classes)
         _fetch(model, commit)
-        processor = AutoImageProcessor.from_pretrained(model.id, **source)
+        is_prompted = config.model_type == "oneformer"
+        processor = AutoImageProcessor.from_pretrained(
+            model.id, **source, **(oneformer.NO_CLASS_FILE if is_prompted else {})
+        )
         is_detector = auto_class == "AutoModelForObjectDetection"
+        is_segmenter = auto_class.endswith("Segmentation")
         if is_detector:
             detection.check_processor(processor, config, model.id)
             detection.set_as_trained(config, model.config)
+        elif is_segmenter:
+            segmentation.set_as_trained(config, model.config)
         original = copy.deepcopy(config)
         _apply(config, model.config, fields)
+        if is_segmenter:
+            segmentation.set_classes(loader, config, model.id)
         load = partial(
             loader.from_pretrained,
             model.id,
@@ -120,15 +140,26 @@ def build_model(model: ModelConfig, auto_class: str, fields: Mapping[str, Any]) 
     report = _check(loaded, info, model.id, outputs | outside_backbone(loaded))
     if len(_labels(original)) == loaded.config.num_labels and _labels(original) != _labels(loaded.config):
         report = _renew(loaded, outputs, report)
-    if is_detector:
+    if is_detector or config.model_type == "rf_detr":
         detection.initialize_outputs(loaded, outputs & set(report.new))
         if scorer is not None:
             detection.restore_first_stage_scorer(loaded, scorer)
+    if is_segmenter:
+        semantic = segmentation.SEMANTIC in auto_classes
+        subtasks = ("semantic",) if semantic else ("panoptic", "instance")
+        processor, notes = segmentation.whole_image(processor, loaded, subtasks, model.id)
+        report = dataclasses.replace(report, notes=notes)
     if model.image_size is not None:
         loaded, processor = change_image_size(loaded, processor, model.image_size)
-    if is_detector:
+    if is_detector or config.model_type == "rf_detr":
         detection.check_made_sizes(processor, loaded.config, model.id)
+    if is_detector:
         detection.mend(loaded)
+    elif is_segmenter:
+        segmentation.mend(loaded)
+    if is_prompted:
+        with _readable_errors(model):
+            processor = oneformer.prompted(processor, loaded, model.id, things, **source)
     return Built(loaded, processor, report, commit)
 
 
@@ -140,29 +171,33 @@ def _encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(encoder).from_dict({name: value for name, value in config.to_dict().items() if name in known})
 
 
-def _model_class(model: ModelConfig, config: PreTrainedConfig, auto_class: str) -> Any:
-    """Return the class to load: the checkpoint's own among those of the task, if it can be trained."""
-    auto = getattr(transformers, auto_class)
-    if model.trust_remote_code and auto_class in getattr(config, "auto_map", {}):
-        return auto
+def _model_class(model: ModelConfig, config: PreTrainedConfig, auto_classes: Sequence[str]) -> tuple[Any, str]:
+    """Return the class to load, the checkpoint's own among those of the task if it can be trained; and its Auto class."""
+    autos = {name: getattr(transformers, name) for name in auto_classes}
+    for name, auto in autos.items():
+        if model.trust_remote_code and name in getattr(config, "auto_map", {}):
+            return auto, name
     detection.refuse_untrainable(config, model.id)
-    mapping = auto._model_mapping
-    if type(config) not in mapping:
-        known = sorted(config_class.model_type for config_class in mapping)
+    segmentation.refuse_untrainable(config, model.id)
+    found: dict[Any, str] = {}
+    for name, auto in autos.items():
+        classes = auto._model_mapping.get(type(config), ())
+        found.update((cls, name) for cls in (classes if isinstance(classes, (list, tuple)) else (classes,)))
+    if not found:
+        known = sorted({known.model_type for auto in autos.values() for known in auto._model_mapping})
         some = [name for name in ("vit", "swin", "convnextv2", "resnet", "timm_wrapper") if name in known] or known[:5]
+        head = auto_classes[0].removeprefix("AutoModelFor")
         raise ModelError(
-            f"{model.id} is a {config.model_type} model, which has no {auto_class.removeprefix('AutoModelFor')} head.\n"
+            f"{model.id} is a {config.model_type} model, which has no {head} head.\n"
             f"Those that have one: {', '.join(some)} and {len(known) - len(some)} more."
         )
-    classes = mapping[type(config)]
-    classes = classes if isinstance(classes, (list, tuple)) else (classes,)
     # DeiT's and LeViT's "WithTeacher" classes take no labels: their second head is for inference only.
-    trainable = [cls for cls in classes if _LABELS & inspect.signature(cls.forward).parameters.keys()]
+    trainable = [cls for cls in found if _LABELS & inspect.signature(cls.forward).parameters.keys()]
     if not trainable:
-        raise ModelError(
-            f"{model.id}: {classes[0].__name__} cannot be trained: its forward() takes no labels and returns no loss."
-        )
-    return next((cls for cls in trainable if cls.__name__ in (config.architectures or ())), trainable[0])
+        cls = next(iter(found))
+        raise ModelError(f"{model.id}: {cls.__name__} cannot be trained: its forward() takes no labels and returns no loss.")
+    own = next((cls for cls in trainable if cls.__name__ in (config.architectures or ())), trainable[0])
+    return own, found[own]
 
 
 def _apply(config: PreTrainedConfig, overrides: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
@@ -205,7 +240,7 @@ def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str
 def _check(model: PreTrainedModel, info: Mapping[str, Any], name: str, head: set[str]) -> LoadReport:
     """Report what was loaded, or raise ModelError when more than the head is missing."""
     mismatched = {key for key, *_ in info["mismatched_keys"]}
-    new = set(info["missing_keys"]) | mismatched
+    new = {key for key in set(info["missing_keys"]) | mismatched if not _CONSTANT.search(key)}
     modules = {key.rpartition(".")[0] for key in head}  # the buffers of the head's modules are named by these
     lost = sorted(key for key in new - head if key.rpartition(".")[0] not in modules and not _DISPENSABLE.search(key))
     if lost:
@@ -228,7 +263,7 @@ def _renew(model: PreTrainedModel, outputs: set[str], report: LoadReport) -> Loa
     with torch.no_grad():
         for module in {name.rpartition(".")[0] for name in renewed}:
             model._init_weights(model.get_submodule(module))
-    return LoadReport(sorted({*report.new, *renewed}), report.reused - len(renewed), report.unused)
+    return dataclasses.replace(report, new=sorted({*report.new, *renewed}), reused=report.reused - len(renewed))
 
 
 def _labels(config: PreTrainedConfig) -> dict[int, str]:
