@@ -513,8 +513,9 @@ def _overlapping(
     """Score, label and mask (H, W) of the best instances of an image."""
     if name in ("Detr", "RfDetr"):
         scores, labels, queries = _best_classes(classes) if name == "Detr" else _sigmoid_pairs(classes, top)
-        for index in scores.topk(min(top, len(scores)))[1].tolist():
-            mask = (_bilinear(masks[queries[index]][None], size)[0] > 0).numpy()
+        best = range(len(scores)) if name == "RfDetr" else scores.topk(min(top, len(scores)))[1].tolist()
+        for index in best:
+            mask = (_bilinear(masks[queries[index]][None].float(), size)[0] > 0).numpy()
             if mask.any():
                 yield scores[index].item(), int(labels[index]), mask
         return
