@@ -17,6 +17,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
 )
 
+from cv_hf.models.neighborhood import enable_dinat
+
 
 @dataclass(frozen=True)
 class Family:
@@ -116,6 +118,11 @@ TINY_FAMILIES: dict[str, Family] = {
         {**_VIT, **_PATCHES},
         _cropped("DeiTImageProcessor"),
         architecture="DeiTForImageClassificationWithTeacher",
+    ),
+    "dinat": Family(
+        "dinat",
+        {"embed_dim": 8, "depths": [2, 1], "num_heads": [2, 2], "kernel_size": 3, "dilations": [[1, 3], [1]]},
+        _exact(**_IMAGENET),
     ),
     "dinov2": Family("dinov2", {**_DINO, **_PATCHES}, _cropped("BitImageProcessor", **_IMAGENET)),
     "dinov2_bare": Family(
@@ -375,7 +382,6 @@ TINY_FAMILIES: dict[str, Family] = {
 
 # Families of Transformers that cannot be trained as image classifiers, and why; a test asserts that it is still so.
 UNTRAINABLE = {
-    "dinat": "modeling_dinat imports natten2dqkrpb and natten2dav, which NATTEN has dropped",
     "pp_lcnet": "forward() takes no labels, returns no loss, and calls its logits last_hidden_state",
     "shieldgemma2": "its two outputs are a language model's scores of Yes and No: there is no head to replace",
 }
@@ -397,6 +403,7 @@ def tiny_model(family: str, folder: str | Path, num_labels: int = 5, seed: int =
 
     Weights are drawn from `seed`; batch norms get running statistics other than their initial ones.
     """
+    enable_dinat()
     recipe = _families()[family]
     names = {index: f"class_{index}" for index in range(num_labels)}
     config = AutoConfig.for_model(recipe.model_type, **recipe.config)

@@ -194,7 +194,6 @@ def test_oblong_images_are_made_or_refused(tiny, family):
 @pytest.mark.parametrize("family", UNTRAINABLE)
 def test_families_that_cannot_be_trained(family, tmp_path):
     config = {
-        "dinat": {},
         "shieldgemma2": {
             "text_config": {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 32, "head_dim": 8},
             "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
@@ -207,7 +206,6 @@ def test_families_that_cannot_be_trained(family, tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
         save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
     why = {
-        "dinat": "natten",
         "pp_lcnet": "forward\\(\\) takes no labels",
         "shieldgemma2": "has no output layer of one value per class",
     }
