@@ -14,12 +14,14 @@ from cv_hf.data.annotations import folders as folders_in
 from cv_hf.data.coco import candidates, looks_like_coco
 from cv_hf.data.imagefolder import is_hidden, metadata_of
 from cv_hf.data.images import image_suffixes
+from cv_hf.data.masks import shows_masks
 from cv_hf.data.splits import role_of
 from cv_hf.data.table import SUFFIXES, table_files
 from cv_hf.data.voc import has_xml
 from cv_hf.data.yolo import LABEL_FOLDERS, find_yaml, is_whole, names_in, parse_label
 from cv_hf.errors import DataError
 
+_SEGMENTS = ("masks", "panoptic")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".arrow")
 
 
@@ -90,13 +92,14 @@ def _format_of_folder(path: Path, data: DataConfig, formats: Sequence[str]) -> s
             f"data.id: {path} was written by save_to_disk.\n"
             "Write it as parquet instead: dataset.to_parquet('train.parquet') for each split."
         )
-    annotated = _annotated(path)
-    fitting = [form for form in annotated if form in formats]
-    annotated = (
-        (fitting or [form for form in annotated if form != "panoptic"] or annotated)
-        if len(annotated) > 1
-        else annotated
-    )
+    annotated = _annotated(path, data, formats)
+    if len(annotated) > 1:
+        fitting = [form for form in formats if form in annotated]
+        if fitting and fitting[0] in _SEGMENTS:
+            return fitting[0]
+        # A dataset of boxes that was exported twice may differ; one with segments too says the same of its boxes.
+        boxes = [form for form in annotated if form not in _SEGMENTS]
+        annotated = [form for form in boxes if form in fitting] or boxes or annotated
     if len(annotated) > 1:
         raise DataError(f"data.id: {path} could be {' or '.join(annotated)}.\nSet data.format to one of them.")
     if annotated:
@@ -118,13 +121,19 @@ def _format_of_folder(path: Path, data: DataConfig, formats: Sequence[str]) -> s
     raise DataError(f"data.id: {path} holds nothing that is read: no folders of images, no tables.")
 
 
-def _annotated(path: Path) -> list[str]:
+def _annotated(path: Path, data: DataConfig, formats: Sequence[str]) -> list[str]:
     """Of the formats of annotated images, those that a folder shows: more than one when it was exported twice."""
     kinds = {_format_of_json(file) for file in candidates(path)} - {None}
     found = [kind for kind in ("coco", "panoptic") if kind in kinds]
     if _shows_voc(path):
         found.append("voc")
-    return [*found, "yolo"] if _shows_yolo(path) else found
+    if _shows_yolo(path):
+        found.append("yolo")
+    # For other tasks such folders may be anything, and to look through them all takes time.
+    sought = "masks" in formats or not (formats or found)
+    if sought and (shows_masks(path) or (data.masks and "panoptic" not in found)):
+        found.append("masks")
+    return found
 
 
 def _shows_voc(path: Path) -> bool:

@@ -42,6 +42,10 @@ CODES: dict[str, Code] = {
     "mask-size-mismatch": Code("dropped", "a mask of another size than its image"),
     "missing-mask": Code("dropped", "there is no mask: no such file, or an empty cell"),
     "unreadable-mask": Code("dropped", "the file of a mask cannot be decoded"),
+    "lossy-mask": Code(
+        "dropped", "the mask is a JPEG, whose compression changes its values; make PNGs of the originals"
+    ),
+    "orphan-mask": Code("dropped", "a mask without an image"),
     "segment-unreadable": Code("dropped", "a segment without an id of its own, which becomes void"),
     "segment-without-label": Code("dropped", "a segment without a class, which becomes void"),
     "segment-unknown-label": Code("dropped", "a segment of a class that is not among the labels, which becomes void"),
@@ -59,6 +63,7 @@ CODES: dict[str, Code] = {
         "floating-point values from 0 to 1, read as 0 to 255; pipeline() would read the file as black, so convert it "
         "to 8 bits",
     ),
+    "mask-unknown-value": Code("repaired", "values in a mask that are no label, read as ignored"),
     "box-clipped": Code("repaired", "a box that reaches out of its image, cut at the border"),
     "size-mismatch": Code("noted", "the image is of another size than its annotations say; its own counts"),
     "first-frame": Code("noted", "the file holds several frames, and the first is the image, as for pipeline()"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
@@ -139,7 +140,7 @@ def _page(id: str) -> str:
     return f"{huggingface_hub.constants.ENDPOINT}/datasets/{id}"
 
 
-def _cached_commit(splits: dict[str, datasets.Dataset]) -> str | None:
+def _cached_commit(splits: Mapping[str, datasets.Dataset]) -> str | None:
     """The commit in the path of the cached files: .../<configuration>/<version>/<commit>/<name>.arrow."""
     for split in splits.values():
         for file in split.cache_files:
@@ -147,3 +148,26 @@ def _cached_commit(splits: dict[str, datasets.Dataset]) -> str | None:
                 if _COMMIT.fullmatch(part):
                     return part
     return None
+
+
+def download(id: str, name: str, splits: Mapping[str, datasets.Dataset]) -> Path | None:
+    """A file of the dataset that splits were read from, at their commit.
+
+    Returns:
+        its path in the cache; None where the dataset has no such file, none is known offline, or the splits are local.
+
+    Raises:
+        DataError: no access.
+        HubError: the Hub cannot be reached or failed.
+    """
+    commit = _cached_commit(splits)
+    if commit is None:
+        return None
+    try:
+        return Path(huggingface_hub.hf_hub_download(id, name, repo_type="dataset", revision=commit))
+    except Exception as error:
+        chain = causes(error)
+        missing = any(isinstance(cause, hub_errors.RemoteEntryNotFoundError) for cause in chain)
+        if missing or huggingface_hub.constants.HF_HUB_OFFLINE:
+            return None
+        raise _explained(chain[-1], id, None, commit) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,12 @@ import yaml
 from cv_hf.errors import DataError, did_you_mean
 
 Source = int | str | bool
+
+# What masks of two values show where nothing names them.
+BINARY = ("background", "foreground")
+# Lines of a palette: CamVid's label_colors.txt, "64 128 64 Animal", and CVAT's labelmap.txt, "animal:64,128,64::".
+_COLOUR_FIRST = re.compile(r"(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)[\s,]+(?P<name>\S.*)")
+_NAME_FIRST = re.compile(r"(?P<name>[^#:][^:]*):(?P<r>\d+),(?P<g>\d+),(?P<b>\d+)(:.*)?")
 
 
 @dataclass(frozen=True)
@@ -96,14 +104,16 @@ class LabelMap:
         """The same ids and names for another dataset, whose own map is `data`.
 
         Classes are matched by name. Labels without names of their own (numbers in both, or text that this map has
-        as source ids) are matched by source id.
+        as source ids) are matched by source id, and the two of masks that nothing names by their order.
         """
-        own = self._ids
+        own, ids = self._ids, self.label2id
         nameless = all(name == str(source) for source, name in zip(data.sources, data.names, strict=True))
-        if nameless and all(source in own for source in data.sources):
-            found = {own[source]: source for source in data.sources if source is not None}
+        unnamed = not any(name in ids for name in data.names)
+        if nameless and (unnamed or all(source in own for source in data.sources)):
+            found = {own[source]: source for source in data.sources if source in own}
+        elif data.names == BINARY and len(self) == 2 and any(name not in ids for name in BINARY):
+            found = dict(enumerate(data.sources))
         else:
-            ids = self.label2id
             pairs = zip(data.names, data.sources, strict=True)
             found = {ids[name]: source for name, source in pairs if name in ids}
         sources = tuple(found.get(index) for index in range(len(self)))
@@ -194,6 +204,66 @@ def from_recipe(
     return LabelMap(names, sources, ignore_index)
 
 
+def read_values(name: str, folder: Path | None = None) -> list[str] | dict[int | str, str]:
+    """The names of a mask's values in a file.
+
+    Args:
+        name: as `from_recipe` takes a file; or a palette: a CSV of name, r, g, b, or of pixel value and class; lines of
+            `r g b name` or of `name:r,g,b`; or JSON or YAML {name: [r, g, b]}.
+        folder: where it is also looked for.
+
+    Returns:
+        names in the order of their values; or {value: name}, where a colour is text, "#rrggbb".
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    if name.lower().endswith(".csv"):
+        return _read_csv(name, folder)
+    values = _read(name, folder)
+    if isinstance(values, list):
+        lines = [line for line in map(str, values) if not line.startswith("#")]
+        for pattern in (_COLOUR_FIRST, _NAME_FIRST):
+            found = [pattern.fullmatch(line) for line in lines]
+            if found and all(found):
+                return _palette(((line["name"], (line["r"], line["g"], line["b"])) for line in found if line), name)
+    elif all(isinstance(value, list) for value in values.values()):
+        return _palette(values.items(), name)
+    return values
+
+
+def _read_csv(name: str, folder: Path | None) -> list[str] | dict[int | str, str]:
+    rows = [[cell.strip() for cell in row] for row in csv.reader(_text(name, folder).splitlines()) if any(row)]
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    try:
+        if {"r", "g", "b"} <= set(header):
+            places = [header.index(channel) for channel in "rgb"]
+            named = next(place for place in range(len(header)) if place not in places)
+            return _palette(((row[named], [row[place] for place in places]) for row in rows[1:]), name)
+        if len(header) == 2:
+            # Without a header the first row is one like the others.
+            return {int(value): label for value, label in rows[0 if header[0].isdecimal() else 1 :]}
+    except (IndexError, StopIteration, ValueError):
+        pass
+    raise DataError(f"data.labels: {name} is no palette: its columns must be name, r, g, b; or pixel value, class.")
+
+
+def _palette(pairs: Iterable[tuple[Any, Sequence[Any]]], file: str) -> dict[int | str, str]:
+    """{"#rrggbb": name} of pairs of a name and its red, green and blue, 0 to 255."""
+    found: dict[int | str, str] = {}
+    for name, channels in pairs:
+        try:
+            colour = "#" + bytes(map(int, channels)).hex()
+        except (TypeError, ValueError):
+            colour = ""
+        if len(colour) != 7:
+            raise DataError(f"data.labels: {file}: {name!r} has no colour of three numbers from 0 to 255.")
+        if colour in found:
+            raise DataError(f"data.labels: {file}: {found[colour]!r} and {name!r} have the same colour.")
+        found[colour] = str(name)
+    return found
+
+
 def _as(kind: type, source: int | str) -> Source:
     if kind is str:
         return str(source)
@@ -209,22 +279,26 @@ def _as(kind: type, source: int | str) -> Source:
 
 
 def _read(name: str, folder: Path | None) -> list[str] | dict[int | str, str]:
+    text, suffix = _text(name, folder), Path(name).suffix.lower()
+    if suffix not in (".json", ".yaml", ".yml"):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        values = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError):
+        raise DataError(f"data.labels: {name} is not valid {suffix[1:].upper()}.") from None
+    if not isinstance(values, (list, dict)) or not values:
+        raise DataError(f"data.labels: {name} must hold a list of names, or {{id: name}}.")
+    return values
+
+
+def _text(name: str, folder: Path | None) -> str:
     path = Path(name)
     if not path.is_file() and folder is not None:
         path = folder / name
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise DataError(f"data.labels: the file {name} cannot be read (a .txt, .json or .yaml in UTF-8).") from None
-    if path.suffix.lower() not in (".json", ".yaml", ".yml"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, RecursionError):
-        raise DataError(f"data.labels: {name} is not valid {path.suffix[1:].upper()}.") from None
-    if not isinstance(values, (list, dict)) or not values:
-        raise DataError(f"data.labels: {name} must hold a list of names, or {{id: name}}.")
-    return values
 
 
 def _repeated(values: Iterable[Any]) -> list[Any]:

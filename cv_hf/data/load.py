@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from datasets.utils import is_progress_bar_enabled
 
 from cv_hf.config import DataConfig
-from cv_hf.data import coco, hub, imagefolder, table, voc, yolo
+from cv_hf.data import coco, hub, imagefolder, masks, table, voc, yolo
 from cv_hf.data.columns import sources_of
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
@@ -29,7 +29,7 @@ from cv_hf.errors import DataError
 from cv_hf.task import Task
 
 # The formats of annotated images, and those of them that hold boxes.
-READERS = {"coco": coco.read, "voc": voc.read, "yolo": yolo.read}
+READERS = {"coco": coco.read, "masks": masks.read, "voc": voc.read, "yolo": yolo.read}
 BOX_READERS = ("coco", "voc", "yolo")
 
 
@@ -104,7 +104,7 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
         _refuse_empty(split, role, data, findings)
     present = task.present(splits["train"])
     for name in labels.names:
-        if name not in present:
+        if present is not None and name not in present:
             findings.add("class-without-samples", name)
     sizes = ", ".join(f"{role} {len(splits[role])}" for role in ROLES if role in splits)
     echo(_found(source, {role: name for role, name in chosen.items() if role in labelled}, columns))
@@ -311,6 +311,8 @@ def unlabelled(encoded: datasets.Dataset) -> list[int]:
     if "objects" in encoded.column_names:
         boxes = pc.struct_field(encoded.select_columns("objects").with_format("arrow")[:]["objects"], "bbox")
         return [] if pc.sum(pc.list_value_length(boxes)).as_py() else list(range(len(encoded)))
+    if "mask" in encoded.column_names:
+        return _without_mask(encoded)
     for column in ("label", "labels"):
         if column in encoded.column_names:
             labels = encoded.select_columns(column).with_format("arrow")[:][column]
@@ -318,6 +320,14 @@ def unlabelled(encoded: datasets.Dataset) -> list[int]:
                 return []
             return [index for index, value in enumerate(labels.is_null().to_pylist()) if value]
     return []
+
+
+def _without_mask(encoded: datasets.Dataset) -> list[int]:
+    """The rows without a mask: neither embedded, whose bytes are not read here, nor a path."""
+    column = encoded.data.column("mask")
+    there = pc.or_(*(pc.struct_field(column, name).is_valid() for name in ("bytes", "path"))).to_pylist()
+    indices = range(len(there)) if encoded._indices is None else encoded._indices.column(0).to_pylist()
+    return [row for row, index in enumerate(indices) if not there[index]]
 
 
 def _without_unlabelled(

@@ -13,11 +13,11 @@ from cv_hf.data.findings import Findings
 from cv_hf.errors import DataError
 
 
-def images_folder(images: str | None) -> Path | None:
-    """The folder that `data.images` names, absolute; DataError when it is not there."""
+def images_folder(images: str | None, key: str = "data.images") -> Path | None:
+    """The folder that `data.images` (or another key) names, absolute; DataError when it is not there."""
     folder = Path(os.path.abspath(images)) if images else None
     if folder is not None and not folder.is_dir():
-        raise DataError(f"data.images: there is no folder {images}.")
+        raise DataError(f"{key}: there is no folder {images}.")
     return folder
 
 

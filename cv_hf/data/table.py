@@ -12,14 +12,16 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from cv_hf.data.columns import can_be_image, find_image
+from cv_hf.data.columns import MASK_NAMES, can_be_image, find_image, is_image
 from cv_hf.data.findings import Findings
+from cv_hf.data.images import image_suffixes
 from cv_hf.data.paths import Inside, images_folder, resolve_images
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.errors import DataError
 
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".json")
+_TRIED = 100
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -119,7 +121,19 @@ def _with_images(
         return rows  # the task says what it misses
     if not can_be_image(rows.features[column]):
         raise DataError(f"column {column!r} holds neither images nor paths of images.")
-    return resolve_images(rows, column, Inside(base), findings, on_bad_sample)
+    inside = Inside(base)
+    for name, feature in rows.features.items():
+        if name == column or is_image(feature) or (name.lower() in MASK_NAMES and _holds_paths(rows, name)):
+            rows = resolve_images(rows, name, inside, findings, on_bad_sample)
+    return rows
+
+
+def _holds_paths(rows: datasets.Dataset, column: str) -> bool:
+    """Whether a column is text that names image files, by its first row that is not empty."""
+    if getattr(rows.features[column], "dtype", "") not in ("string", "large_string"):
+        return False
+    first = next((value for value in rows.select_columns(column)[:_TRIED][column] if value), "")
+    return Path(first).suffix.lower() in image_suffixes()
 
 
 def _split_of(path: Path, root: Path) -> str:

@@ -1,0 +1,497 @@
+"""What semantic segmentation needs of a dataset: an image, and a mask whose pixels are values that stand for classes.
+
+A value is a whole number: of a grey or palette image the pixel itself (never the palette's colour), of 1 bit 0 or 255.
+Where the labels are colours ("#rrggbb") it is the pixel's red, green and blue. One value is ignored.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pyarrow.compute as pc
+from PIL import ExifTags
+
+from cv_hf.config import DataConfig
+from cv_hf.data import hub
+from cv_hf.data import labels as label_maps
+from cv_hf.data.annotations import folders
+from cv_hf.data.columns import (
+    IMAGE_NAMES,
+    MASK_NAMES,
+    can_be_image,
+    check_given,
+    find_column,
+    find_image,
+    is_image,
+    keep_columns,
+    listed,
+)
+from cv_hf.data.findings import Findings
+from cv_hf.data.images import UnreadableImage, image_formats
+from cv_hf.data.labels import BINARY, LabelMap
+from cv_hf.data.paths import Inside
+from cv_hf.errors import DataError
+from cv_hf.task import Finding
+
+COLUMNS = ("image", "mask")
+# Files beside the data that name the values of its masks; palettes first, as they say the most.
+LABEL_FILES = (
+    "id2label.json", "class_dict.csv", "label_colors.txt", "labelmap.txt", "_classes.csv", "classes.txt", "labels.txt",
+)  # fmt: skip
+# The ignored value where the recipe names none and it is no label.
+_IGNORED = 255
+# Beyond so many values masks are pictures: no 8-bit mask has nearly all of them.
+_MOST_OF_8_BITS = 250
+_MOST = 1000
+_TABLE = 1 << 24
+_LOSSY = ("JPEG", "MPO", "JPEG2000")
+_AT_ONCE = 64
+_TRIED = 32
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+_PALETTE = "\nName the colours in data.labels: {'#rrggbb': name}, or a palette file."
+
+
+def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
+    """Keep the columns `image` and `mask`, undecoded; no image is read. What names the classes stays as `classes`.
+
+    Raises:
+        DataError: a column cannot be found, or holds no images.
+    """
+    given = dict(data.columns)
+    check_given(given, COLUMNS)
+    features = dataset.features
+    mask = _find_mask(features, given)
+    image = find_image({name: feature for name, feature in features.items() if name != mask}, given)
+    sources = {"image": image, "mask": mask}
+    named = [name for name, feature in features.items() if _class_names(feature)]
+    kept = keep_columns(dataset, sources | ({"classes": named[0]} if len(named) == 1 else {}))
+    kept = kept.cast_column("mask", datasets.Image(decode=False))
+    if not is_image(features[mask]) and pc.struct_field(kept.data.column("mask"), "bytes").null_count:
+        # Readers refuse paths that lead out of the dataset in columns that are declared as images.
+        raise DataError(f"column {mask!r} is no column of images, and has paths instead of embedded masks.")
+    kept._source_columns = sources
+    return kept
+
+
+def label_map(
+    splits: Mapping[str, datasets.Dataset], data: DataConfig, source_labels: LabelMap | None = None
+) -> LabelMap:
+    """The classes and the values that stand for them: as the recipe names them, else as a file beside the data or in
+    its Hub repository does, else by a ClassLabel, else the values in all masks of train.
+
+    Names in a list stand for 0, 1, ..., the ignored value skipped; two names are those of the two values of masks that
+    hold only 0 and 255. A value that is named and ignored is no class.
+
+    Raises:
+        DataError: labels that cannot be read or do not fit the masks, or masks that hold too many values to be classes.
+    """
+    ignored = data.ignore_index
+    named, _ = _named(splits, data)
+    if isinstance(named, dict):
+        pairs = [(_source(value), str(name)) for value, name in named.items()]
+        pairs = [(source, name) for source, name in pairs if _value(source) != ignored]
+        sources = tuple(source for source, _ in pairs)
+        return LabelMap(tuple(name for _, name in pairs), sources, _ignored(sources, ignored))
+    if named is None:
+        values = _seen(splits, data)
+        binary = _binary(values, ignored)
+        if binary is not None:
+            return LabelMap(BINARY, binary, _ignored(binary, ignored))
+        # 255 is a label only where something says so.
+        kept = label_maps.from_values(values, _IGNORED if ignored is None else ignored)
+        return LabelMap(kept.names, kept.sources, _ignored(kept.sources, ignored))
+    sources = tuple(islice((value for value in count() if value != ignored), len(named)))
+    if len(named) == 2:
+        sources = _binary(_seen(splits, data), ignored) or sources
+    return LabelMap(tuple(map(str, named)), sources, _ignored(sources, ignored))
+
+
+def clean(
+    rows: Mapping[str, datasets.Dataset], labels: LabelMap, data: DataConfig, source_format: str, findings: Findings
+) -> tuple[dict[str, datasets.Dataset], str]:
+    """Look whether the labels are those of the masks, by some of these; masks are read one by one in `fit`.
+
+    Returns:
+        the splits with the columns `image`, `mask` and `file`, and a line that says which values are labels and why.
+
+    Raises:
+        DataError: no mask can be read, or most pixels are of no label.
+    """
+    kept = {
+        role: split.remove_columns("classes") if "classes" in split.column_names else split
+        for role, split in rows.items()
+    }
+    for split in kept.values():
+        _prove(split, labels)
+    named, origin = _named(rows, data)
+    ignored = labels.ignore_index
+    if ignored is None:
+        return kept, f"masks: {_shown(labels)}, {origin}; no value is ignored"
+    name = _by_value(named).get(ignored) if isinstance(named, dict) else None
+    shown = f"#{ignored:06x}" if _is_coloured(labels) else str(ignored)
+    return kept, f"masks: {_shown(labels)}, {origin}; {shown}{f' ({name})' if name else ''} ignored"
+
+
+def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
+    """The split as it is: `fit` gives the contiguous ids."""
+    return dataset
+
+
+def strata(dataset: datasets.Dataset) -> Sequence[None]:
+    """None for each sample, as an image shows several classes."""
+    return [None] * len(dataset)
+
+
+def present(dataset: datasets.Dataset) -> None:
+    """Not known: masks are not read for it."""
+
+
+def fit(
+    row: Mapping[str, Any], size: tuple[int, int], labels: LabelMap
+) -> tuple[Mapping[str, Any] | None, list[Finding]]:
+    """Decode the mask of one row.
+
+    Args:
+        row: `mask` (undecoded), `image` and `file`.
+        size: (height, width) of its image, upright.
+        labels: pixels of other values are ignored, with a finding.
+
+    Returns:
+        the row with `mask` (height, width): 0 where it is ignored, else the contiguous id of the class + 1; uint8, or
+        uint16 from 255 classes on. None where the mask cannot be read or is of another size. And findings.
+    """
+    name, lookup = row["file"], _lookup(labels)
+    try:
+        values = _values(_open(row["mask"], name), lookup.coloured, lookup.one, name)
+    except UnreadableImage as error:
+        return None, [(error.code, name, error.reason)]
+    if values.shape != tuple(size):
+        return None, [("mask-size-mismatch", name, _mismatch(values.shape, size, row["image"]))]
+    mask, unknown = lookup(values)
+    reason = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+    return {**row, "mask": mask}, [("mask-unknown-value", name, reason)] if unknown else []
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """Values of pixels -> contiguous ids + 1, and the ignored value -> 0.
+
+    Attributes:
+        coloured: values are colours.
+        one: what a set pixel of 1 bit is.
+        keys, codes: the values that are known, ascending, and what they become.
+        table: the code of each value from 0 to beyond the last, where these are not too many.
+        unknown: the code of all other values, the highest.
+    """
+
+    coloured: bool
+    one: int
+    keys: np.ndarray
+    codes: np.ndarray
+    table: np.ndarray | None
+    unknown: int
+
+    def __call__(self, values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """The ids + 1 of an array of values, 0 where a value is unknown; and these values."""
+        if self.table is not None and (values.dtype.kind == "u" or values.min() >= 0):
+            mask = np.take(self.table, values, mode="clip")
+        else:
+            places = np.searchsorted(self.keys, values).clip(max=len(self.keys) - 1)
+            mask = np.where(self.keys[places] == values, self.codes[places], self.codes.dtype.type(self.unknown))
+        if mask.max() < self.unknown:
+            return mask, []
+        lost = mask == self.unknown
+        mask[lost] = 0
+        return mask, [f"#{value:06x}" if self.coloured else str(value) for value in np.unique(values[lost]).tolist()]
+
+
+@lru_cache(maxsize=8)
+def _lookup(labels: LabelMap) -> _Lookup:
+    codes = {_value(source): index for index, source in enumerate(labels.sources, 1) if source is not None}
+    one = 1 if 1 in codes and _IGNORED not in codes else 255
+    if labels.ignore_index is not None:
+        codes.setdefault(labels.ignore_index, 0)
+    unknown = len(labels) + 1
+    kind = np.uint8 if unknown < 256 else np.uint16
+    keys = np.array(sorted(codes), np.int64)
+    values = np.array([codes[key] for key in keys.tolist()], kind)
+    table = None
+    if len(keys) and keys[-1] < _TABLE:
+        table = np.full(max(keys[-1], 255) + 2, unknown, kind)
+        table[keys[keys >= 0]] = values[keys >= 0]
+    return _Lookup(_is_coloured(labels), one, keys, values, table, unknown)
+
+
+class _Coloured(UnreadableImage):
+    """A mask whose pixels are colours, where they should be numbers."""
+
+
+def _open(mask: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
+    """A mask, decoded and upright, its values as they stand in the file.
+
+    Raises:
+        UnreadableImage: missing, no image, or a JPEG.
+    """
+    path, content = (mask or {}).get("path"), (mask or {}).get("bytes")
+    if content is None and (path is None or not os.path.isfile(path)):
+        raise UnreadableImage(name, "there is no mask" if path is None else "no such file", "missing-mask")
+    try:
+        with PIL.Image.open(path if content is None else io.BytesIO(content), formats=image_formats()) as opened:
+            if opened.format in _LOSSY:
+                raise UnreadableImage(name, f"the mask is a {opened.format}", "lossy-mask")
+            opened.load()
+            if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                return PIL.ImageOps.exif_transpose(opened)
+            return opened
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UnreadableImage(name, f"the mask cannot be decoded ({reason})", "unreadable-mask") from None
+
+
+def _values(image: PIL.Image.Image, coloured: bool, one: int, name: str) -> np.ndarray:
+    """The values of a mask (H, W): whole numbers, or colours as 24-bit numbers.
+
+    Raises:
+        _Coloured: numbers are wanted, and its channels differ.
+        UnreadableImage: fractions.
+    """
+    if coloured and not image.mode.startswith(("I", "F")):
+        # convert("RGB") drops transparency of a palette as well, but warns of it.
+        image.info.pop("transparency", None)
+        channels = np.asarray(image.convert("RGB")).astype(np.uint32)
+        return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8) * np.uint8(one)
+    if image.mode in ("LA", "La", "PA"):
+        return np.asarray(image)[..., 0]
+    if image.mode == "F":
+        fractions = np.asarray(image)
+        values = fractions.astype(np.int64)
+        if not np.array_equal(values, fractions):
+            raise UnreadableImage(name, "the mask holds fractions", "unreadable-mask")
+        return values
+    if len(image.getbands()) == 1:
+        return np.asarray(image)
+    channels = np.asarray(image.convert("RGB"))
+    if (channels != channels[..., :1]).any():
+        raise _Coloured(name, "the mask is coloured, where the labels are numbers", "unreadable-mask")
+    return channels[..., 0]
+
+
+def _mismatch(found: tuple[int, ...], size: tuple[int, int], image: Mapping[str, Any]) -> str:
+    reason = f"the mask has {found[1]}x{found[0]} pixels, its image {size[1]}x{size[0]}"
+    if found != (size[1], size[0]):
+        return reason
+    with PIL.Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as opened:
+        turned = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return f"{reason} once its EXIF orientation has turned it, which the mask was not" if turned else reason
+
+
+def _find_mask(features: Mapping[str, Any], given: Mapping[str, str]) -> str:
+    def fits(feature: Any) -> bool:
+        return is_image(feature) or (isinstance(feature, dict) and can_be_image(feature))
+
+    others = {name: feature for name, feature in features.items() if name != given.get("image")}
+    fitting = [name for name, feature in others.items() if fits(feature)]
+    if "mask" not in given and not any(name.lower() in MASK_NAMES for name in fitting):
+        # Of two columns of images that which is not the one with an image's name.
+        rest = [name for name in fitting if name.lower() not in IMAGE_NAMES]
+        if len(rest) == 1 and (len(fitting) == 2 or "image" in given):
+            return rest[0]
+    found = find_column(others, "mask", kind=lambda _: False, usual_names=MASK_NAMES, fits=fits, given=given)
+    if found not in fitting:
+        raise DataError(f"data.columns.mask: column {found!r} holds no images: {listed({found: features[found]})}.")
+    return found
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of a list of classes, as of those that an image shows; a single class is one of the whole image."""
+    element = feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else None
+    return element.names if isinstance(element, datasets.ClassLabel) else None
+
+
+def _named(
+    splits: Mapping[str, datasets.Dataset], data: DataConfig
+) -> tuple[list[str] | dict[int | str, str] | None, str]:
+    """What the values are called, a list or {value: name}, or None; and who says so."""
+    root = Path(data.id) if Path(data.id).is_dir() else Path(data.id).parent
+    if data.labels is not None:
+        by_file = isinstance(data.labels, str)
+        named = label_maps.read_values(data.labels, root) if by_file else data.labels
+        return named, "as data.labels names them"
+    if Path(data.id).exists() and data.format != "hub":
+        inside = Inside(root)
+        for name in LABEL_FILES:
+            for path in (root / name, *(folder / name for folder in folders(root))):
+                if path.is_file() and inside.holds(path):
+                    return label_maps.read_values(str(path)), f"as {path.relative_to(root).as_posix()} names them"
+    elif (path := hub.download(data.id, "id2label.json", splits)) is not None:
+        return label_maps.read_values(str(path)), "as id2label.json of the dataset names them"
+    for split in splits.values():
+        if "classes" in split.column_names:
+            return _class_names(split.features["classes"]), "as the dataset's classes name them"
+    return None, "as the masks hold them"
+
+
+def _by_value(named: Mapping[int | str, str]) -> dict[int, str]:
+    return {_value(_source(value)): str(name) for value, name in named.items()}
+
+
+def _source(value: int | str) -> int | str:
+    """A value as the label map has it: a number, or "#rrggbb".
+
+    Raises:
+        DataError: it is neither.
+    """
+    text = str(value).strip().lower()
+    if _COLOUR.fullmatch(text):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(
+            f"data.labels: {value!r} is no value of a mask, which is a whole number or a colour, '#rrggbb'.\n"
+            "Write the labels as {value: name}."
+        ) from None
+
+
+def _value(source: Any) -> int:
+    return int(source[1:], 16) if isinstance(source, str) else int(source)
+
+
+def _is_coloured(labels: LabelMap) -> bool:
+    return any(isinstance(source, str) for source in labels.sources)
+
+
+def _ignored(sources: Sequence[int | str], given: int | None) -> int | None:
+    """The ignored value: the recipe's, else 255 unless that is a label or labels are colours."""
+    if given is not None or not sources or isinstance(sources[0], str):
+        return given
+    return None if _IGNORED in sources else _IGNORED
+
+
+def _binary(values: Sequence[int | str], ignored: int | None) -> tuple[int, int] | None:
+    """The two values of masks that hold only these: 0 and 255, or 0 and 1."""
+    rest = set(values) - {ignored}
+    if ignored != _IGNORED and _IGNORED in rest and rest <= {0, _IGNORED}:
+        return (0, _IGNORED)
+    return (0, 1) if rest - {_IGNORED} == {0, 1} else None
+
+
+def _seen(splits: Mapping[str, datasets.Dataset], data: DataConfig) -> list[int] | list[str]:
+    """The values in all masks of train, or of all splits where there is no train; ascending.
+
+    Raises:
+        DataError: no mask can be read, or there are too many values to be classes.
+    """
+    parts = [splits["train"]] if "train" in splits else list(splits.values())
+    seen = np.zeros(_TABLE, bool)
+    beyond: set[int] = set()
+    bands: list[tuple[int, bool]] = []
+    bad: list[UnreadableImage] = []
+
+    def note(mask: Mapping[str, Any] | None, name: str, coloured: bool) -> None:
+        try:
+            image = _open(mask, name)
+            values = _values(image, coloured, 255, name)
+        except _Coloured:
+            bands.append((3, True))
+            return
+        except UnreadableImage as error:
+            bad.append(error)
+            return
+        bands.append((len(image.getbands()), False))
+        if values.dtype.itemsize < 4 or coloured:
+            seen[values] = True
+        else:
+            distinct = np.unique(values)
+            seen[distinct[(distinct >= 0) & (distinct < _TABLE)]] = True
+            beyond.update(distinct[(distinct < 0) | (distinct >= _TABLE)].tolist())
+
+    for split in parts:
+        _each(split, range(len(split)), lambda mask, name: note(mask, name, False))
+    # Where masks of colours are among those of numbers, the greater part decides; the others are found wanting later.
+    coloured = sum(different for _, different in bands)
+    if coloured and coloured >= sum(number < 3 for number, _ in bands):
+        seen[:] = False
+        for split in parts:
+            _each(split, range(len(split)), lambda mask, name: note(mask, name, True))
+        values: list[Any] = [f"#{value:06x}" for value in np.flatnonzero(seen).tolist()]
+    else:
+        values = sorted([*np.flatnonzero(seen).tolist(), *beyond])
+    if not values:
+        raise DataError(f"{data.id}: no mask can be read" + (f": {bad[0]}" if bad else "."))
+    if len(values) > _MOST or (len(values) > _MOST_OF_8_BITS and values[-1] == 255):
+        raise DataError(
+            f"{data.id}: the masks hold {len(values)} different values, too many to be classes: are they pictures?\n"
+            "If not, name them in data.labels."
+        )
+    return values
+
+
+def _each(split: datasets.Dataset, rows: Sequence[int], act: Callable[[Any, str], Any]) -> list[Any]:
+    """What `act` gives for the mask and the file name of some rows, in threads."""
+    found: list[Any] = []
+    chosen = split.select_columns(["mask", "file"]).select(rows).with_format("arrow")
+    with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
+        for batch in chosen.iter(_AT_ONCE):
+            found += pool.map(act, batch["mask"].to_pylist(), batch["file"].to_pylist())
+    return found
+
+
+def _prove(split: datasets.Dataset, labels: LabelMap) -> None:
+    """Refuse masks that are not of these labels, judged by some of them."""
+    lookup = _lookup(labels)
+
+    def judged(mask: Mapping[str, Any] | None, name: str) -> tuple[int, int, list[str]] | UnreadableImage:
+        try:
+            codes, unknown = lookup(values := _values(_open(mask, name), lookup.coloured, lookup.one, name))
+        except UnreadableImage as error:
+            return error
+        ignored = lookup.keys[lookup.codes == 0]
+        return values.size, int((codes == 0).sum() - np.isin(values, ignored).sum()), unknown
+
+    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _TRIED)).astype(np.int64)) if len(split) else []
+    outcomes = _each(split, rows, judged)
+    read = [outcome for outcome in outcomes if not isinstance(outcome, UnreadableImage)]
+    bad = [error for error in outcomes if isinstance(error, UnreadableImage) and error.code != "missing-mask"]
+    if bad and not read:
+        more = _PALETTE if isinstance(bad[0], _Coloured) else ""
+        raise DataError(f"none of {len(bad)} masks can be read: {bad[0]}{more}")
+    pixels, lost = sum(size for size, _, _ in read), sum(number for _, number, _ in read)
+    if 2 * lost > pixels:
+        unknown = list(dict.fromkeys(value for _, _, values in read for value in values))
+        raise DataError(
+            f"{lost / pixels:.0%} of the pixels of masks are of no label: {', '.join(unknown[:8])}"
+            f"{', ...' if len(unknown) > 8 else ''}, where labels are {_shown(labels)}.\n"
+            "Name them in data.labels as {value: name}, or one of them as data.ignore_index."
+        )
+
+
+def _shown(labels: LabelMap) -> str:
+    """The values of the labels, runs of them shortened."""
+    if _is_coloured(labels):
+        return f"{sum(source is not None for source in labels.sources)} colours"
+    values = sorted(source for source in labels.sources if source is not None)
+    starts = [value for value in values if value - 1 not in set(values)]
+    ends = [value for value in values if value + 1 not in set(values)]
+    runs = [
+        str(start) if start == end else f"{start} to {end}" if end > start + 1 else f"{start}, {end}"
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return f"values {', '.join(runs[:8])}{', ...' if len(runs) > 8 else ''}"
