@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cv_hf import __version__
-from cv_hf.errors import CvHfError
+from cv_hf.errors import CvHfError, RecipeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", metavar="IMAGE|DIR", nargs="+")
     predict.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
     predict.add_argument("--threshold", metavar="T", type=float, help="the least score of a box (default: the model's)")
+    predict.add_argument("--subtask", help="semantic, instance or panoptic, of a model that does all three")
     predict.add_argument("--task", help="the task of a model that cv_hf did not train")
     predict.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
     predict.set_defaults(run=_predict)
@@ -137,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--format", metavar="F", help="hub, imagefolder, coco, voc, yolo or parquet, where it is not detected rightly"
+        "--format",
+        metavar="F",
+        help="hub, imagefolder, coco, voc, yolo, masks, panoptic or parquet, where it is not detected rightly",
     )
     parser.add_argument(
         "overrides", metavar="data.key=value", nargs="*", help="what a recipe would say, as data.columns.label=breed"
@@ -234,10 +237,18 @@ def _predict(arguments: argparse.Namespace) -> None:
     trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
     if arguments.threshold is not None:
         trained = replace(trained, arguments={**trained.arguments, "threshold": arguments.threshold})
+    if arguments.subtask is not None:
+        if arguments.subtask not in trained.task.subtasks:
+            known = ", ".join(trained.task.subtasks) or "none"
+            raise RecipeError(f"--subtask: a model of {trained.task.name} has no {arguments.subtask}, only {known}.")
+        trained = replace(trained, arguments={**trained.arguments, "subtask": arguments.subtask})
     answers = predict_files(trained, arguments.images, out)
     for file, answer in answers.items():
-        found = sorted(answer.get("prediction", ()), key=lambda one: -one["score"])
-        words = ", ".join(f"{one['label']} {one['score']:.2f}" for one in found[:3])
+        # A class of a semantic map has no score.
+        found = sorted(answer.get("prediction", ()), key=lambda one: -(one["score"] or 0))
+        words = ", ".join(
+            one["label"] if one["score"] is None else f"{one['label']} {one['score']:.2f}" for one in found[:3]
+        )
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         # repr escapes what would move the cursor.
         print(f"{file}: {answer.get('error') or repr(words + more or 'nothing found')[1:-1]}")

@@ -23,7 +23,7 @@ from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import Splits, load_splits
 from cv_hf.errors import Interrupted, RecipeError
 from cv_hf.inference import Trained, evidence, load_trained, predictions_sheet, score
-from cv_hf.models import Built, build_model, freeze_backbone, pixel_map, resizer
+from cv_hf.models import Built, build_model, freeze_backbone, loss_needs, pixel_map, resizer
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
 from cv_hf.training import (
@@ -106,7 +106,7 @@ def finetune(
         trainer.accelerator.wait_for_everyone()
         trained = load_trained(folder / "model", trust_remote_code=recipe.model.trust_remote_code)
         metrics = {"train": outcome, **score_saved(trained, recipe, splits)}
-        trained = replace(trained, arguments=task.arguments(metrics["validation"]))
+        trained = replace(trained, arguments=task.arguments(metrics["validation"], trained.model.config))
         url = None
         if is_main():
             whole = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -178,12 +178,19 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
         model=built.model,
         args=arguments,
         train_dataset=TrainSamples(
-            splits.train, task.train_sample, augment, fit=task.fit, labels=splits.labels, resize=resize
+            splits.train,
+            task.train_sample,
+            augment,
+            fit=task.fit,
+            labels=splits.labels,
+            subtasks=task.subtasks,
+            resize=resize,
         ),
         data_collator=partial(
             collate_train,
             targets=task.targets,
             labels=splits.labels,
+            needs=loss_needs(built.model, built.processor),
             processor=built.processor if whole_processor else None,
             masked=takes_mask(built.model),
         ),

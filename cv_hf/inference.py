@@ -72,7 +72,8 @@ def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_
     else:
         labels = from_class_names(_distinct([name for _, name in sorted(built.model.config.id2label.items())]))
     model = built.model.eval().to(PartialState().device)
-    return Trained(model_id, known, model, built.processor, labels, notes.get("pipeline", {}))
+    arguments = notes.get("pipeline") or known.arguments({}, model.config)
+    return Trained(model_id, known, model, built.processor, labels, arguments)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -140,11 +141,14 @@ def predict(
     """
     task = trained.task
     samples = EvalSamples(dataset, trained.processor)
+    subtasks = [trained.arguments["subtask"]] if "subtask" in trained.arguments else []
     for start in range(0, len(dataset), batch_size):
         rows = range(start, min(start + batch_size, len(dataset)))
         found: list[tuple[str, str, str]] = []
         answers: dict[int, tuple[tuple[int, int] | None, Any]] = {}
-        for group, outputs in forward(trained.model, samples, rows, batch_size=batch_size, on_findings=found.extend):
+        for group, outputs in forward(
+            trained.model, samples, rows, batch_size=batch_size, on_findings=found.extend, subtasks=subtasks
+        ):
             sizes = [row["size"] for row in group.rows]
             predictions = task.predict(outputs, trained.model.config, trained.processor, sizes, trained.arguments)
             answers.update(zip(group.ids, zip(sizes, predictions, strict=True), strict=True))
@@ -196,7 +200,8 @@ def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -
     pictures = []
     for row, prediction, _ in predict(trained, _spread(dataset, SHEET)):
         if prediction is not None:
-            truth = trained.task.truth(row, trained.labels)
+            known = fitted(row, trained.task, trained.labels)
+            truth = None if known is None else trained.task.truth(known, trained.labels)
             picture = trained.task.draw(decode(row["image"])[0], prediction, truth)
             if max(picture.size) > trained.task.tile and trained.task.tile > TILE:
                 picture.thumbnail((trained.task.tile, trained.task.tile))
@@ -204,6 +209,11 @@ def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -
     if pictures:
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures).save(path)
+
+
+def fitted(row: Mapping[str, Any], task: Task, labels: LabelMap) -> Mapping[str, Any] | None:
+    """A row that has the `size` of its image with targets that fit it; None where it has none."""
+    return row if task.fit is None else task.fit(row, row["size"], labels)[0]
 
 
 def evidence(memory: Trained, dataset: datasets.Dataset) -> dict[str, Any]:
@@ -217,13 +227,16 @@ def evidence(memory: Trained, dataset: datasets.Dataset) -> dict[str, Any]:
         {SHA-256 of an image's file: {"answer": prediction, "arguments": those that show it}}
     """
     task = memory.task
-    whole = replace(memory, arguments=task.complete)
+    whole = memory if task.complete is None else replace(memory, arguments=task.complete)
     answers = {
         digest(row["image"]): task.surest(prediction)
         for row, prediction, _ in predict(whole, _spread(dataset, EVIDENCE))
         if prediction is not None
     }
-    return {seen: {"answer": answer, "arguments": arguments} for seen, (answer, arguments) in answers.items()}
+    return {
+        seen: {"answer": answer, "arguments": memory.arguments if task.complete is None else arguments}
+        for seen, (answer, arguments) in answers.items()
+    }
 
 
 def digest(image: Mapping[str, Any]) -> str:

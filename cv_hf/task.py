@@ -6,7 +6,7 @@ called by the steps in the order in which they stand here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,9 @@ class Task:
     Attributes:
         name: as written in a recipe, for instance "image-classification".
         pipeline: the name that `transformers.pipeline` knows it by.
-        auto_class: the Transformers Auto class of its models.
+        auto_class: the Transformers Auto class of its models, or several.
+        subtasks: what pipeline() and a model that is told its task in words know of it as, the first unless another is
+            asked for; none where there is only one thing to do.
         default_model: a Hub id that `cv-hf init` proposes.
         augment: the default augmentations, written as in a recipe.
         train_defaults: keys of `train:` that this task sets otherwise than Transformers does.
@@ -52,32 +54,38 @@ class Task:
         fit: (row, (height, width) of its decoded image, LabelMap) -> the row with targets that fit the image, None if
             it has none that do, and findings as (code, name, reason); None where targets do not depend on the size.
         train_sample: (RGB uint8 image (H, W, 3), row, augment) -> image and targets, augmented together.
-        targets: (rows, LabelMap) -> the model's target inputs, as tensors. Rows are what `train_sample` made, with
-            `valid` where a batch was padded (see `collate_train`); or those of a split, with `size`.
+        targets: (rows, LabelMap, what the model's loss needs) -> the model's target inputs, as tensors. Rows are what
+            `train_sample` made, with `valid` where a batch was padded (see `collate_train`); or those of a split, with
+            `size`.
+        eval_loss: whether the loss is taken in evaluation too. Masks stand there at the size of their images, at which
+            models do not take it.
         metric: (LabelMap, canonical columns) -> an empty accumulator.
-        update: (accumulator, model outputs, rows, sample ids, image processor) -> None. A row's `size` is the (height,
-            width) of its image.
+        update: (accumulator, model outputs, group of samples, image processor, LabelMap) -> None. The group has `rows`,
+            `ids` and `subtask`; a row's `size` is the (height, width) of its image.
 
-        arguments: (metrics of the validation split) -> the arguments that pipeline() is to be called with, kept with
-            the model.
+        arguments: (metrics of the validation split, model configuration) -> the arguments that pipeline() is to be
+            called with, kept with the model.
         predict: (model outputs, model configuration, image processor, image sizes as (height, width), arguments) ->
             one JSON-ready prediction per image, what pipeline() answers for it.
-        complete: the arguments for a prediction that leaves nothing out.
+        complete: the arguments for a prediction that leaves nothing out; None where there is no such prediction, as
+            what is left out decides what the rest looks like.
         shown: (complete prediction, arguments) -> what pipeline() shows of it, called with these.
         surest: complete prediction -> a part of it that is worth keeping, and the arguments that show this part.
         compare: (prediction, another of the same image, (height, width), the arguments of both) -> how far they differ,
             0 where they agree, and the worst difference in words.
-        score_answers: (complete predictions, rows, LabelMap) -> those metrics that they alone give.
+        score_answers: (predictions, rows, LabelMap, their arguments) -> those metrics that they alone give. Rows have
+            `size`, and targets that fit.
         export: (predictions by file, image sizes by file, LabelMap) -> {file name: JSON-ready content}, further forms
             of the predictions.
-        truth: (row, LabelMap) -> the ground truth as `draw` takes it, or None.
+        truth: (row, whose targets fit, LabelMap) -> the ground truth as `draw` takes it, or None.
         draw: (image, prediction, truth) -> picture.
         tile: the edge in pixels of a picture on a sheet of many.
     """
 
     name: str
     pipeline: str
-    auto_class: str
+    auto_class: str | tuple[str, ...]
+    subtasks: Sequence[str]
     default_model: str
     augment: Sequence[str | dict[str, dict[str, Any] | None]]
     train_defaults: Mapping[str, Any]
@@ -95,17 +103,18 @@ class Task:
 
     fit: Callable[[Mapping[str, Any], tuple[int, int], Any], tuple[Mapping[str, Any] | None, list[Finding]]] | None
     train_sample: Callable[[np.ndarray, Mapping[str, Any], Any], dict[str, Any]]
-    targets: Callable[[Sequence[Mapping[str, Any]], Any], dict[str, Any]]
+    targets: Callable[[Sequence[Mapping[str, Any]], Any, Any], dict[str, Any]]
+    eval_loss: bool
     metric: Callable[[Any, Sequence[str]], Any]
-    update: Callable[[Any, Any, Sequence[Mapping[str, Any]], Sequence[Any], Any], None]
+    update: Callable[[Any, Any, Any, Any, Any], None]
 
-    arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
+    arguments: Callable[[Mapping[str, Any], Any], dict[str, Any]]
     predict: Callable[[Any, Any, Any, Sequence[tuple[int, int]], Mapping[str, Any]], list[Any]]
-    complete: Mapping[str, Any]
+    complete: Mapping[str, Any] | None
     shown: Callable[[Any, Mapping[str, Any]], Any]
     surest: Callable[[Any], tuple[Any, dict[str, Any]]]
     compare: Callable[[Any, Any, tuple[int, int], Mapping[str, Any]], tuple[float, str]]
-    score_answers: Callable[[Sequence[Any], Sequence[Mapping[str, Any]], Any], dict[str, float]]
+    score_answers: Callable[[Sequence[Any], Iterable[Mapping[str, Any]], Any, Mapping[str, Any]], dict[str, float]]
     export: Callable[[Mapping[str, Any], Mapping[str, tuple[int, int]], Any], dict[str, Any]]
     truth: Callable[[Mapping[str, Any], Any], Any]
     draw: Callable[[PIL.Image.Image, Any, Any], PIL.Image.Image]

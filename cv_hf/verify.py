@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from faster_coco_eval.core import mask as coco_mask
 from tqdm import tqdm
 
 from cv_hf.config import DataConfig
 from cv_hf.data import load_split
 from cv_hf.errors import CheckFailed, DataError
-from cv_hf.inference import Trained, digest, load_trained, predict
+from cv_hf.inference import Trained, digest, fitted, load_trained, predict
 from cv_hf.publish import read_evidence
 
 # The metrics of both may differ by this much: of two answers that score alike, either may be the first.
@@ -31,7 +32,7 @@ WORST = 5
 # load_image() clips what decode() scales to 8 bits.
 READ_OTHERWISE = {"sixteen-bit", "float-image"}
 # pipeline() cuts boxes to whole pixels and leaves out what scores below the threshold. For detection the same call's
-# boxes are also taken before that, from the processor's own function.
+# boxes are also taken before that, from the processor's own function. Masks come as run lengths down the columns.
 _CLEAN = """
 import json, sys
 request = json.load(sys.stdin)
@@ -51,8 +52,17 @@ if request["task"] == "object-detection":
         ]
         return post_process(outputs, threshold, target_sizes)
     run.image_processor.post_process_object_detection = both
+def plain(one):
+    import numpy as np
+    if "mask" not in one:
+        return one
+    mask = np.asarray(one["mask"]) > 0
+    flat = np.concatenate([[False], mask.ravel(order="F")])
+    ends = [0, *np.flatnonzero(flat[1:] != flat[:-1]).tolist(), mask.size]
+    counts = [end - start for start, end in zip(ends, ends[1:])]
+    return {"score": one["score"], "label": one["label"], "segmentation": {"size": list(mask.shape), "counts": counts}}
 for file in request["files"]:
-    answer = run(file, **request["arguments"])
+    answer = [plain(one) for one in run(file, **request["arguments"])]
     print("answer " + json.dumps({"answer": answer, "everything": everything or answer}), flush=True)
 assert "cv_hf" not in sys.modules
 """
@@ -137,42 +147,72 @@ def verify(
         chosen = sorted([*witnessed, *[index for index in spread if index not in witnessed][: limit - len(witnessed)]])
         dataset, digests = dataset.select(chosen), [digests[index] for index in chosen]
 
-    known = trained.task
-    ours, left_out = _evaluated(trained, dataset)
-    kept = [index for index in range(len(dataset)) if index not in left_out]
-    if not kept:
-        raise DataError(f"{data.id}: no image is left to compare.")
-    with _files(dataset, kept) as files:
-        theirs = dict(zip(kept, _answers(trained, files, trust_remote_code), strict=True))
+    # A model of several subtasks is asked for each of them.
+    subtasks = trained.task.subtasks if len(trained.task.subtasks) > 1 else ()
+    calls = [{**trained.arguments, "subtask": subtask} for subtask in subtasks] or [trained.arguments]
+    lines: list[str] = []
+    metrics: dict[str, tuple[float, float]] = {}
+    seen: set[int] = set()
+    for call in calls:
+        asked = replace(trained, arguments=call)
+        ours, left_out = _evaluated(asked, dataset)
+        kept = [index for index in range(len(dataset)) if index not in left_out]
+        if not kept:
+            raise DataError(f"{data.id}: no image is left to compare.")
+        with _files(dataset, kept) as files:
+            theirs = dict(zip(kept, _answers(asked, files, trust_remote_code), strict=True))
+        whose = f" ({call['subtask']})" if subtasks else ""
+        differences: list[tuple[float, str]] = []
+        for index in kept:
+            witness = evidence.get(digests[index])
+            # Answers that cannot be made to show less are compared with those of the same call alone.
+            if witness is not None and (trained.task.complete is not None or witness["arguments"] == call):
+                seen.add(index)
+            else:
+                witness = None
+            worst, words = _worst(asked, *ours[index], **theirs[index], witness=witness)
+            if worst > 0:
+                differences.append((worst, f"{dataset[index]['file']}: {words}{whose}"))
+        lines += [line for _, line in sorted(differences, key=lambda one: -one[0])]
+        for name, values in _scores(asked, dataset, ours, theirs).items():
+            metrics[f"{name}{whose}"] = values
+            if abs(values[0] - values[1]) > METRIC_TOLERANCE:
+                lines.append(f"{name}{whose}: {values[0]:.4f} by pipeline(), {values[1]:.4f} by evaluation")
+    return Verdict(len(kept), len(seen), lines, metrics, [dataset[index]["file"] for index in sorted(left_out)])
 
-    differences: list[tuple[float, str]] = []
-    seen = 0
-    for index in kept:
-        answer, everything = theirs[index]["answer"], theirs[index]["everything"]
-        size, prediction = ours[index]
-        comparisons = [
-            ("by evaluation", prediction, everything, known.complete),
-            ("by evaluation", known.shown(prediction, trained.arguments), answer, trained.arguments),
-        ]
-        if digests[index] in evidence:
-            seen += 1
-            kept_answer, arguments = evidence[digests[index]].values()
-            comparisons.append(("in training", kept_answer, known.shown(everything, arguments), arguments))
-        worst = max(
-            ((*known.compare(mine, other, size, arguments), whose) for whose, mine, other, arguments in comparisons),
-            key=lambda found: found[0],
-        )
-        if worst[0] > 0:
-            differences.append((worst[0], f"{dataset[index]['file']}: {worst[1]} {worst[2]}"))
-    rows = [dataset[index] for index in kept]
-    by_pipeline = known.score_answers([theirs[index]["everything"] for index in kept], rows, trained.labels)
-    by_evaluation = known.score_answers([ours[index][1] for index in kept], rows, trained.labels)
-    metrics = {name: (by_pipeline[name], by_evaluation[name]) for name in by_pipeline}
-    lines = [line for _, line in sorted(differences, key=lambda one: -one[0])]
-    for name, (theirs_value, ours_value) in metrics.items():
-        if abs(theirs_value - ours_value) > METRIC_TOLERANCE:
-            lines.append(f"{name}: {theirs_value:.4f} by pipeline(), {ours_value:.4f} by evaluation")
-    return Verdict(len(kept), seen, lines, metrics, [dataset[index]["file"] for index in sorted(left_out)])
+
+def _worst(
+    asked: Trained, size: tuple[int, int], prediction: Any, answer: Any, everything: Any, witness: Any
+) -> tuple[float, str]:
+    """The worst difference between pipeline()'s answer to an image and those of evaluation and of training."""
+    task, call = asked.task, asked.arguments
+    comparisons = [("by evaluation", task.shown(prediction, call), answer, call)]
+    if task.complete is not None:
+        comparisons.append(("by evaluation", prediction, everything, task.complete))
+    if witness is not None:
+        shown = task.shown(everything, witness["arguments"])
+        comparisons.append(("in training", witness["answer"], shown, witness["arguments"]))
+    found = [(*task.compare(mine, other, size, arguments), whose) for whose, mine, other, arguments in comparisons]
+    worst, words, whose = max(found, key=lambda one: one[0])
+    return worst, f"{words} {whose}"
+
+
+def _scores(
+    asked: Trained, dataset: Any, ours: dict[int, tuple[tuple[int, int], Any]], theirs: dict[int, dict[str, Any]]
+) -> dict[str, tuple[float, float]]:
+    """{metric: (by pipeline(), by evaluation)}, of the images whose ground truth fits them."""
+
+    def row(index: int) -> Any:
+        return fitted({**dataset[index], "size": ours[index][0]}, asked.task, asked.labels)
+
+    scored = [index for index in theirs if row(index) is not None]
+    if not scored:
+        return {}
+    by_pipeline, by_evaluation = (
+        asked.task.score_answers(answers, map(row, scored), asked.labels, asked.arguments)
+        for answers in ([theirs[index]["everything"] for index in scored], [ours[index][1] for index in scored])
+    )
+    return {name: (by_pipeline[name], by_evaluation[name]) for name in by_pipeline.keys() & by_evaluation.keys()}
 
 
 def failure(verdict: Verdict, model: str | Path) -> CheckFailed:
@@ -187,7 +227,8 @@ def failure(verdict: Verdict, model: str | Path) -> CheckFailed:
 
 def _evaluated(trained: Trained, dataset: Any) -> tuple[dict[int, tuple[tuple[int, int], Any]], set[int]]:
     """{index: (image size, complete prediction)}, and the indices of images that pipeline() reads differently."""
-    whole = replace(trained, arguments=trained.task.complete)
+    complete = trained.task.complete
+    whole = trained if complete is None else replace(trained, arguments=complete)
     answers, left_out = {}, set()
     for index, (row, prediction, found) in enumerate(predict(whole, dataset)):
         if prediction is None or any(code in READ_OTHERWISE for code, *_ in found):
@@ -234,7 +275,7 @@ def _answers(trained: Trained, files: list[str], trust_remote_code: bool) -> Ite
             process.stdin.close()
             answers = (line.removeprefix("answer ") for line in process.stdout if line.startswith("answer "))
             for line in tqdm(answers, desc="pipeline()", total=len(files), disable=None, leave=False):
-                yield json.loads(line)
+                yield json.loads(line, object_hook=_compressed)
             code = process.wait()
         finally:
             process.kill()
@@ -243,3 +284,8 @@ def _answers(trained: Trained, files: list[str], trust_remote_code: bool) -> Ite
             errors.seek(0)
             said = [line for line in errors.read().splitlines() if line.strip()]
             raise CheckFailed(f"pipeline() failed on {trained.id}: {said[-1][:300] if said else f'exit code {code}'}")
+
+
+def _compressed(values: dict[str, Any]) -> dict[str, Any]:
+    """Run lengths as everything here has them."""
+    return coco_mask.frPyObjects(values, *values["size"]) if isinstance(values.get("counts"), list) else values

@@ -18,7 +18,7 @@ from cv_hf import publish
 from cv_hf.config import load_recipe
 from cv_hf.data import load_splits
 from cv_hf.inference import evidence, load_trained, score
-from cv_hf.models import build_model, freeze_backbone, pixel_map, resizer
+from cv_hf.models import build_model, freeze_backbone, loss_needs, pixel_map, resizer
 from cv_hf.tasks import get_task
 from cv_hf.training import (
     EvalSamples,
@@ -93,12 +93,13 @@ def main(recipe_file: str, *overrides: str) -> dict:
         model=model,
         args=arguments,
         train_dataset=TrainSamples(
-            splits.train, task.train_sample, augment, fit=task.fit, labels=labels, resize=resize
+            splits.train, task.train_sample, augment, fit=task.fit, labels=labels, subtasks=task.subtasks, resize=resize
         ),
         data_collator=partial(
             collate_train,
             targets=task.targets,
             labels=labels,
+            needs=loss_needs(model, processor),
             processor=None if pixels else processor,
             masked=takes_mask(model),
         ),
@@ -126,7 +127,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
     # What pipeline() should be called with, as a score threshold; what `cv-hf verify` compares with; card and push.
-    call = task.arguments(metrics["validation"])
+    call = task.arguments(metrics["validation"], trained.model.config)
     memory = replace(trained, model=trainer.model.eval(), processor=processor, arguments=call)
     seen = evidence(memory, splits.test or splits.validation)
     publish.write_arguments(folder / "model", call, seen, metrics["validation"])

@@ -19,6 +19,7 @@ FLOORS = (
     {"errors", "boxes"},
     {"config", "task"},
     {"data", "transforms", "models", "metrics"},
+    {"segmentation"},
     {"tasks", "training", "publish"},
     {"inference"},
     {"finetuning", "verify", "starter"},

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,35 @@ def to_coco(
                 }
             )
     return content
+
+
+def coco_answers(
+    predictions: Mapping[str, Sequence[Mapping[str, Any]]],
+    sizes: Mapping[str, tuple[int, int]],
+    labels: LabelMap,
+    geometry: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> dict[str, list[dict[str, Any]]]:
+    """Answers of pipeline() as COCO annotations with scores.
+
+    Args:
+        predictions: of each file, [{label, score, ...}].
+        sizes: (height, width) of each image.
+        labels: category ids are those of the data that the model was trained on, where these are numbers, else 1, 2,
+            ...
+        geometry: (one answer) -> its `bbox` (absolute xywh), `area` and the like.
+    """
+    ids = coco_ids(labels)
+    images, annotations = [], []
+    for number, (file, found) in enumerate(predictions.items(), 1):
+        height, width = sizes[file]
+        images.append({"id": number, "file_name": file, "width": width, "height": height})
+        for one in found:
+            annotation = {"id": len(annotations) + 1, "image_id": number}
+            category = ids[labels.label2id[one["label"]]]
+            more = {"category_id": category, **geometry(one), "iscrowd": 0, "score": one["score"]}
+            annotations.append({**annotation, **more})
+    categories = [{"id": id, "name": name} for id, name in zip(ids, labels.names, strict=True)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def coco_results(

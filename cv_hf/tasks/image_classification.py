@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def train_sample(image: np.ndarray, row: Mapping[str, Any], augment: Any) -> dic
     return {"image": augment(image)["image"], **{key: row[key] for key in ("label", "labels") if key in row}}
 
 
-def targets(rows: Sequence[Mapping[str, Any]], labels: LabelMap) -> dict[str, torch.Tensor]:
+def targets(rows: Sequence[Mapping[str, Any]], labels: LabelMap, needs: Any = None) -> dict[str, torch.Tensor]:
     """`labels`: class ids (B,), or float multi-hot (B, classes) for multi-label and for a single class."""
     if "labels" in rows[0] or len(labels.names) == 1:
         return {"labels": torch.from_numpy(_multi_hot(rows, len(labels.names)))}
@@ -58,16 +58,14 @@ def metric(labels: LabelMap, columns: Sequence[str]) -> Accumulator:
     return kind(labels.names)
 
 
-def update(
-    accumulator: Accumulator, outputs: Any, rows: Sequence[Mapping[str, Any]], ids: Sequence[Any], processor: Any
-) -> None:
+def update(accumulator: Accumulator, outputs: Any, group: Any, processor: Any, labels: LabelMap) -> None:
     """Count one batch of model outputs against its rows."""
     logits = outputs.logits.float().cpu().numpy()
-    if "labels" in rows[0]:
-        references = _multi_hot(rows, logits.shape[1])
+    if "labels" in group.rows[0]:
+        references = _multi_hot(group.rows, logits.shape[1])
     else:
-        references = np.array([row["label"] for row in rows])
-    accumulator.update(logits, references, ids)
+        references = np.array([row["label"] for row in group.rows])
+    accumulator.update(logits, references, group.ids)
 
 
 def predict(
@@ -111,9 +109,13 @@ def compare(
 
 
 def score_answers(
-    answers: Sequence[Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], labels: LabelMap
+    answers: Sequence[Sequence[Mapping[str, Any]]],
+    rows: Iterable[Mapping[str, Any]],
+    labels: LabelMap,
+    arguments: Mapping[str, Any],
 ) -> dict[str, float]:
     """Accuracy; nothing for several labels per image, whose metrics need the score of every class."""
+    rows = list(rows)
     if "labels" in rows[0]:
         return {}
     right = [answer[0]["label"] == labels.names[row["label"]] for answer, row in zip(answers, rows, strict=True)]
@@ -151,6 +153,7 @@ TASK = Task(
     name="image-classification",
     pipeline="image-classification",
     auto_class="AutoModelForImageClassification",
+    subtasks=(),
     default_model="facebook/convnextv2-tiny-1k-224",
     augment=(
         {"RandomResizedCrop": {"scale": [0.35, 1.0]}},
@@ -177,9 +180,10 @@ TASK = Task(
     fit=None,
     train_sample=train_sample,
     targets=targets,
+    eval_loss=True,
     metric=metric,
     update=update,
-    arguments=lambda metrics: {},
+    arguments=lambda metrics, config: {},
     predict=predict,
     complete={},
     shown=lambda prediction, arguments: prediction,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from cv_hf import boxes
 from cv_hf.data import LabelMap, detection
+from cv_hf.data.export import coco_answers
 from cv_hf.metrics import Accumulator, DetectionAccumulator
 from cv_hf.task import Task
-from cv_hf.transforms import draw_boxes
+from cv_hf.transforms import class_colour, draw_boxes
 
 # pipeline("object-detection") shows what scores more than this, unless told otherwise.
 THRESHOLD = 0.5
@@ -60,7 +60,7 @@ def train_sample(image: np.ndarray, row: Mapping[str, Any], augment: Any) -> dic
     }
 
 
-def targets(rows: Sequence[Mapping[str, Any]], labels: LabelMap) -> dict[str, Any]:
+def targets(rows: Sequence[Mapping[str, Any]], labels: LabelMap, needs: Any = None) -> dict[str, Any]:
     """`labels`: per image {`class_labels` (n,) int64, `boxes` (n, 4) float32, cxcywh relative to the model's input}.
 
     Crowd regions are no objects to be found, and left out, as in DETR (Carion et al., 2020).
@@ -84,15 +84,13 @@ def metric(labels: LabelMap, columns: Sequence[str]) -> Accumulator:
     return DetectionAccumulator(labels.names)
 
 
-def update(
-    accumulator: Accumulator, outputs: Any, rows: Sequence[Mapping[str, Any]], ids: Sequence[Any], processor: Any
-) -> None:
+def update(accumulator: Accumulator, outputs: Any, group: Any, processor: Any, labels: LabelMap) -> None:
     """Count one batch of model outputs against its rows, every box of them, however low its score."""
-    found = _post_process(outputs, processor, [row["size"] for row in rows], 0.0)
-    accumulator.update(found, [row["objects"] for row in rows], ids)
+    found = _post_process(outputs, processor, [row["size"] for row in group.rows], 0.0)
+    accumulator.update(found, [row["objects"] for row in group.rows], group.ids)
 
 
-def arguments(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(metrics: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """The score threshold of the best F1 over all classes."""
     threshold = metrics.get("threshold")
     return {} if threshold is None else {"threshold": threshold}
@@ -176,7 +174,10 @@ def compare(
 
 
 def score_answers(
-    answers: Sequence[Sequence[Mapping[str, Any]]], rows: Sequence[Mapping[str, Any]], labels: LabelMap
+    answers: Sequence[Sequence[Mapping[str, Any]]],
+    rows: Iterable[Mapping[str, Any]],
+    labels: LabelMap,
+    arguments: Mapping[str, Any],
 ) -> dict[str, float]:
     """COCO's average precision of complete predictions."""
     accumulator = DetectionAccumulator(labels.names)
@@ -195,30 +196,13 @@ def score_answers(
 def export(
     predictions: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]], labels: LabelMap
 ) -> dict[str, dict[str, Any]]:
-    """The predictions as COCO annotations with scores: coco.json.
+    """The predictions as COCO annotations with scores: coco.json."""
 
-    Category ids are those of the data that the model was trained on, where these are numbers, else 1, 2, ...
-    """
-    ids = detection.coco_ids(labels)
-    images, annotations = [], []
-    for number, (file, found) in enumerate(predictions.items(), 1):
-        height, width = sizes[file]
-        images.append({"id": number, "file_name": file, "width": width, "height": height})
-        for one in found:
-            left, top, right, bottom = one["box"].values()
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": ids[labels.label2id[one["label"]]],
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": (right - left) * (bottom - top),
-                    "iscrowd": 0,
-                    "score": one["score"],
-                }
-            )
-    categories = [{"id": id, "name": name} for id, name in zip(ids, labels.names, strict=True)]
-    return {"coco.json": {"images": images, "annotations": annotations, "categories": categories}}
+    def geometry(one: Mapping[str, Any]) -> dict[str, Any]:
+        left, top, right, bottom = one["box"].values()
+        return {"bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top)}
+
+    return {"coco.json": coco_answers(predictions, sizes, labels, geometry)}
 
 
 def truth(row: Mapping[str, Any], labels: LabelMap) -> list[list[float]]:
@@ -233,7 +217,7 @@ def draw(image: Any, prediction: Sequence[Mapping[str, Any]], truth: Sequence[Se
         image,
         [list(one["box"].values()) for one in found],
         [f"{one['label']} {one['score']:.2f}" for one in found],
-        [_colour(one["label"]) for one in found],
+        [class_colour(one["label"]) for one in found],
         truth=truth,
     )
 
@@ -254,16 +238,11 @@ def _extent(xywh: np.ndarray) -> np.ndarray:
     return xywh[:, 2] * xywh[:, 3]
 
 
-def _colour(label: str) -> str:
-    """A colour that follows from the name alone, so that a class has it in every picture."""
-    hue = sum(ord(letter) * 31**place for place, letter in enumerate(label)) * 0.618034 % 1
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, 0.75, 0.95))
-
-
 TASK = Task(
     name="object-detection",
     pipeline="object-detection",
     auto_class="AutoModelForObjectDetection",
+    subtasks=(),
     default_model="PekingU/rtdetr_v2_r18vd",
     augment=(
         {"HorizontalFlip": {"p": 0.5}},
@@ -296,6 +275,7 @@ TASK = Task(
     fit=detection.fit,
     train_sample=train_sample,
     targets=targets,
+    eval_loss=True,
     metric=metric,
     update=update,
     arguments=arguments,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,10 +48,11 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         on_findings=on_findings,
-        targets=lambda rows: task.targets(rows, labels),
+        targets=(lambda rows: task.targets(rows, labels, None)) if task.eval_loss else None,
+        subtasks=task.subtasks,
         progress=progress if state.is_main_process else None,
     ):
-        task.update(accumulator, outputs, group.rows, group.ids, samples.processor)
+        task.update(accumulator, outputs, group, samples.processor, labels)
         if getattr(outputs, "loss", None) is not None:
             total_loss += float(outputs.loss) * len(group.ids)
             counted += len(group.ids)
@@ -73,12 +75,15 @@ def forward(
     workers: int = 0,
     on_findings: Callable[[Sequence[tuple[str, str, str]]], None],
     targets: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+    subtasks: Sequence[str] = (),
     progress: str | None = None,
 ) -> Iterator[tuple[EvalGroup, Any]]:
     """Yield (samples of one shape, model outputs) over the given indices, in evaluation mode and without gradients.
 
     Args:
         targets: makes the model's targets from rows, when a loss is wanted.
+        subtasks: each group comes once for each of them. A model that is told its task in words answers each time anew,
+            for others it is the same answer.
         on_findings: told of images that could not be read or were repaired; may raise to stop.
         progress: the text of a progress bar, or None for no bar.
     """
@@ -87,6 +92,7 @@ def forward(
     )
     device = next(model.parameters()).device
     was_training = model.training
+    prompt = getattr(samples.processor, "prompt", None)
     model.eval()
     try:
         for groups, findings in tqdm(
@@ -95,9 +101,14 @@ def forward(
             on_findings(findings)
             for group in groups:
                 inputs = send_to_device({**group.inputs, **(targets(group.rows) if targets else {})}, device)
-                with torch.inference_mode():
-                    outputs = model(**inputs)
-                yield group, outputs
+                outputs = None
+                for subtask in subtasks or (None,):
+                    if prompt is not None:
+                        inputs.update(send_to_device(prompt(subtask, len(group.ids)), device))
+                    if outputs is None or prompt is not None:
+                        with torch.inference_mode():
+                            outputs = model(**inputs)
+                    yield replace(group, subtask=subtask), outputs
     finally:
         model.train(was_training)
 

@@ -6,6 +6,7 @@ evaluation is the saved processor and nothing else, image by image, as pipeline(
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from cv_hf.data import LabelMap, UnreadableImage, decode
 from cv_hf.errors import CvHfError
 from cv_hf.task import Finding
-from cv_hf.transforms.augment import Augment
+from cv_hf.transforms import Augment, resize_map
 
 Fit = Callable[[Mapping[str, Any], tuple[int, int], LabelMap], tuple[Mapping[str, Any] | None, list[Finding]]]
 # How many neighbours to try before a data set is taken to be unreadable as a whole.
@@ -50,6 +51,7 @@ class TrainSamples(Dataset):
 
     `fit` is the task's: with the LabelMap, it makes a row's targets fit its decoded image. `resize`, where the
     augmentations do not end at the model's size, brings an image to the size that the processor would give it.
+    `subtasks` are the task's; each sample has one of them, drawn anew every epoch.
 
     An image that cannot be decoded, or has no targets that fit it, is replaced by the next one that can be used, so
     that batches keep their size; which one was passed over travels with the sample as a finding.
@@ -63,6 +65,7 @@ class TrainSamples(Dataset):
         *,
         fit: Fit | None = None,
         labels: LabelMap | None = None,
+        subtasks: Sequence[str] = (),
         resize: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         self.dataset = dataset
@@ -70,6 +73,7 @@ class TrainSamples(Dataset):
         self.augment = augment
         self.fit = fit
         self.labels = labels
+        self.subtasks = subtasks
         self.resize = resize
 
     def __len__(self) -> int:
@@ -89,6 +93,11 @@ class TrainSamples(Dataset):
                     return {"findings": findings, "error": type(error)(f"{row['file']}: {error}")}
                 if self.resize is not None:
                     sample["image"] = self.resize(sample["image"])
+                if "mask" in sample:
+                    sample["mask"] = resize_map(sample["mask"], sample["image"].shape[:2])
+                if self.subtasks:
+                    drawn = random.Random(f"subtask {self.augment.seed} {key}").randrange(len(self.subtasks))
+                    sample["subtask"] = self.subtasks[drawn]
                 return {**sample, "file": row["file"], "findings": findings}
         return {"findings": findings}
 
@@ -124,6 +133,7 @@ def collate_train(
     *,
     targets: Callable[..., dict[str, Any]],
     labels: Any,
+    needs: Any = None,
     processor: Any = None,
     masked: bool = False,
 ) -> dict[str, Any]:
@@ -131,8 +141,9 @@ def collate_train(
 
     Args:
         items: from TrainSamples.
-        targets: the task's, called with the samples and `labels`.
+        targets: the task's, called with the samples, `labels` and `needs`.
         labels: the LabelMap.
+        needs: what the model's loss needs.
         processor: None when the samples stand at the model's size; `pixel_values` is then uint8 (B, 3, H, W), which
             the device turns into what the model takes. Otherwise the whole processor runs here.
         masked: the model is told what is padding, so that targets stay relative to the image; else they are made
@@ -150,21 +161,28 @@ def collate_train(
     if not samples:
         return {"findings": findings}
     images = [sample["image"] for sample in samples]
+    if "mask" in samples[0]:
+        samples = [{**sample, "shape": sample["image"].shape[:2]} for sample in samples]
     if processor is None:
         sizes = [image.shape[:2] for image in images]
         canvas = tuple(np.max(sizes, axis=0))
+        if "mask" in samples[0]:
+            samples = [{**sample, "mask": _padded([sample["mask"]], canvas)[0]} for sample in samples]
         inputs = {"pixel_values": torch.from_numpy(_padded(images, canvas)).permute(0, 3, 1, 2)}
         if masked or len(set(sizes)) > 1:
             inputs["pixel_mask"] = torch.from_numpy(_padded([np.ones(size, np.int64) for size in sizes], canvas))
         if not masked:
             samples = [
-                {**sample, "valid": (height / canvas[0], width / canvas[1])}
+                {**sample, "valid": (height / canvas[0], width / canvas[1]), "shape": canvas}
                 for sample, (height, width) in zip(samples, sizes, strict=True)
             ]
     else:
         inputs = dict(processor(images=images, return_tensors="pt"))
+        if "mask" in samples[0]:
+            canvas = tuple(inputs["pixel_values"].shape[-2:])
+            samples = [{**sample, "mask": resize_map(sample["mask"], canvas), "shape": canvas} for sample in samples]
     files = [sample["file"] for sample in samples]
-    return {**inputs, **targets(samples, labels), "files": files, "findings": findings}
+    return {**inputs, **targets(samples, labels, needs), "files": files, "findings": findings}
 
 
 def _padded(arrays: Sequence[np.ndarray], canvas: tuple[int, int]) -> np.ndarray:
@@ -180,12 +198,13 @@ class EvalGroup:
     """Samples of one processed shape, which can share a forward without padding.
 
     An image's prediction must not depend on the others in its batch, so different shapes never meet. A row's `size` is
-    the (height, width) of its image before processing.
+    the (height, width) of its image before processing. `subtask` is what the model was asked, where it can do several.
     """
 
     inputs: dict[str, torch.Tensor]
     rows: list[dict[str, Any]]
     ids: list[int]
+    subtask: str | None = None
 
 
 def collate_eval(items: Sequence[Mapping[str, Any]]) -> tuple[list[EvalGroup], list[tuple[str, str, str]]]:

@@ -3,6 +3,29 @@
 from __future__ import annotations
 
 from cv_hf.transforms.augment import Augment, build_augment
-from cv_hf.transforms.pictures import TILE, captioned, contact_sheet, draw_boxes
+from cv_hf.transforms.masks import pack, present, resize_map, unpack
+from cv_hf.transforms.pictures import (
+    TILE,
+    Segment,
+    captioned,
+    class_colour,
+    contact_sheet,
+    draw_boxes,
+    draw_segments,
+)
 
-__all__ = ["TILE", "Augment", "build_augment", "captioned", "contact_sheet", "draw_boxes"]
+__all__ = [
+    "TILE",
+    "Augment",
+    "Segment",
+    "build_augment",
+    "captioned",
+    "class_colour",
+    "contact_sheet",
+    "draw_boxes",
+    "draw_segments",
+    "pack",
+    "present",
+    "resize_map",
+    "unpack",
+]

@@ -1,15 +1,29 @@
-"""Pictures for people: an image with a caption, and many of them on one sheet."""
+"""Pictures for people: an image with a caption, with boxes or with segments, and many of them on one sheet."""
 
 from __future__ import annotations
 
+import colorsys
 import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 TILE = 200
-# Pictures with boxes are enlarged to this edge: a text has to fit beside them.
+# Pictures with boxes or segments are enlarged to this edge: a text has to fit beside them.
 SMALLEST = 640
+# So many classes stand in a legend, the largest first.
+_LEGEND = 16
+
+
+class Segment(NamedTuple):
+    """A mask (H, W), bool, its colour as "#rrggbb" and the name of its class."""
+
+    mask: np.ndarray
+    colour: str
+    label: str
 
 
 def captioned(image: Image.Image, lines: Sequence[str], colour: str) -> Image.Image:
@@ -81,6 +95,87 @@ def draw_boxes(
         draw.rectangle(placed[-1], fill=colour)
         draw.text((x + 3, y + 1), text, fill="black" if _is_light(colour) else "white", font=font)
     return picture
+
+
+def draw_segments(image: Image.Image, answers: Sequence[Sequence[Segment]]) -> Image.Image:
+    """Lay translucent segments over an image, with a legend of their classes below it.
+
+    Args:
+        image: enlarged to an edge of at least 640 pixels; never made smaller.
+        answers: the segments of one picture each, which stand beside one another; where segments overlap, the smaller
+            one is in front.
+    """
+    scale = max(1, math.ceil(SMALLEST / max(image.size)))
+    pictures = [_with_legend(_overlaid(image.convert("RGB"), segments, scale), segments) for segments in answers]
+    gap = 8
+    sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, max(p.height for p in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + gap
+    return sheet
+
+
+def class_colour(label: str, number: int = 0) -> str:
+    """A colour that follows from the name alone, so that a class has it in every picture.
+
+    Args:
+        label: the name.
+        number: of a segment among those of its class, which get shades of the colour.
+    """
+    hue = sum(ord(letter) * 31**place for place, letter in enumerate(label)) * 0.618034 % 1
+    hue = (hue + 0.08 * (number * 0.618034 % 1)) % 1 if number else hue
+    value = 0.95 - 0.45 * (number * 0.381966 % 1)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, 0.75, value))
+
+
+def _overlaid(image: Image.Image, segments: Sequence[Segment], scale: int) -> Image.Image:
+    # Each pixel keeps the number of the segment in front, so that all of it is drawn at once and at any size.
+    front = np.zeros((image.height, image.width), np.int32)
+    for number in sorted(range(len(segments)), key=lambda place: -segments[place].mask.sum()):
+        front[segments[number].mask] = number + 1
+    colours = np.array([[0, 0, 0], *(ImageColor.getrgb(segment.colour) for segment in segments)], np.float32)
+    pixels = np.asarray(image).repeat(scale, 0).repeat(scale, 1).astype(np.float32)
+    front = front.repeat(scale, 0).repeat(scale, 1)
+    edge = np.zeros(front.shape, bool)
+    width = max(1, max(front.shape) // 500)
+    for step in range(1, width + 1):
+        edge[step:] |= front[step:] != front[:-step]
+        edge[:, step:] |= front[:, step:] != front[:, :-step]
+    edge &= front > 0
+    strength = np.where(front > 0, np.where(edge, 1.0, 0.5), 0.0)[..., None]
+    return Image.fromarray(np.round(pixels * (1 - strength) + colours[front] * strength).astype(np.uint8))
+
+
+def _with_legend(picture: Image.Image, segments: Sequence[Segment]) -> Image.Image:
+    """The picture above the names of its classes, the largest first."""
+    areas: Counter[str] = Counter()
+    for segment in segments:
+        areas[segment.label] += int(segment.mask.sum())
+    counts = Counter(segment.label for segment in segments)
+    colours = {segment.label: segment.colour for segment in reversed(segments)}
+    labels = [label for label, _ in areas.most_common(_LEGEND)]
+    size = max(13, max(picture.size) // 55)
+    font = ImageFont.load_default(size=size)
+    line = sum(font.getmetrics()) + 6
+    placed, x, y = [], 0, 0
+    for label in [*labels, *([""] if len(areas) > _LEGEND else [])]:
+        text = " ".join(label.split())[:40] if label else f"and {len(areas) - _LEGEND} more"
+        text = f"{text} x{counts[label]}" if counts[label] > 1 else text
+        width = line + font.getlength(text) + 12
+        if x and x + width > picture.width:
+            x, y = 0, y + line
+        placed.append((x, y, text, colours.get(label)))
+        x += width
+    whole = Image.new("RGB", (picture.width, picture.height + (y + line + 4 if placed else 0)), "white")
+    whole.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(whole)
+    for x, y, text, colour in placed:
+        top = picture.height + 2 + y
+        if colour is not None:
+            draw.rectangle((x + 4, top + 4, x + line - 4, top + line - 4), fill=colour)
+        draw.text((x + line, top + 2), text, fill="black", font=font)
+    return whole
 
 
 def _corners(box: Sequence[float], scale: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
