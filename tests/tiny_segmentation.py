@@ -238,8 +238,9 @@ UNIVERSAL_FAMILIES: dict[str, Family] = {
         "oneformer",
         {
             **_PIXEL_DECODER,
-            "conv_dim": 32,
-            "mask_dim": 32,
+            "hidden_dim": 64,
+            "conv_dim": 64,
+            "mask_dim": 64,
             "num_queries": 14,
             "text_encoder_width": 64,
             "text_encoder_num_layers": 1,

@@ -97,6 +97,7 @@ def build_model(model: ModelConfig, auto_class: str | Sequence[str], fields: Map
         ModelError: no such model, one of another task, one that cannot be trained, or weights that do not fit it.
         HubError: the Hub could not be reached or failed.
     """
+    enable_dinat()
     things = fields.get("things")
     fields = {name: value for name, value in fields.items() if name != "things"}
     auto_classes = [auto_class] if isinstance(auto_class, str) else list(auto_class)
@@ -172,7 +173,7 @@ def _encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _model_class(model: ModelConfig, config: PreTrainedConfig, auto_classes: Sequence[str]) -> tuple[Any, str]:
-    """Return the class to load, the checkpoint's own among those of the task if it can be trained; and its Auto class."""
+    """Return the class to load, the checkpoint's own among those of the task that train, and its Auto class."""
     autos = {name: getattr(transformers, name) for name in auto_classes}
     for name, auto in autos.items():
         if model.trust_remote_code and name in getattr(config, "auto_map", {}):
@@ -195,7 +196,9 @@ def _model_class(model: ModelConfig, config: PreTrainedConfig, auto_classes: Seq
     trainable = [cls for cls in found if _LABELS & inspect.signature(cls.forward).parameters.keys()]
     if not trainable:
         cls = next(iter(found))
-        raise ModelError(f"{model.id}: {cls.__name__} cannot be trained: its forward() takes no labels and returns no loss.")
+        raise ModelError(
+            f"{model.id}: {cls.__name__} cannot be trained: its forward() takes no labels and returns no loss."
+        )
     own = next((cls for cls in trainable if cls.__name__ in (config.architectures or ())), trainable[0])
     return own, found[own]
 

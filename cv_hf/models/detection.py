@@ -202,6 +202,11 @@ def restore_first_stage_scorer(model: PreTrainedModel, scorer: Mapping[str, torc
     layer.bias[0] = scorer["bias"]
 
 
+def bounded(logits: torch.Tensor) -> torch.Tensor:
+    """The logits within ±15, with the gradient of what they were; RF-DETR's loss is infinite beyond ±17."""
+    return logits + (logits.clamp(-_MOST_CERTAIN, _MOST_CERTAIN) - logits).detach()
+
+
 def _free_stages(model: PreTrainedModel) -> None:
     """Train the stages of a ResNet but the stem and the first, as DETR does.
 
@@ -355,15 +360,10 @@ def _grouped_loss(
     if logits.shape[1] == config.num_queries:
         config = copy.copy(config)
         config.group_detr = 1
-    classes = [None if given is None else _bounded(given) for given in (logits, outputs_class, enc_outputs_class)]
+    classes = [None if given is None else bounded(given) for given in (logits, outputs_class, enc_outputs_class)]
     return function(
         classes[0], labels, device, pred_boxes, config, classes[1], outputs_coord, classes[2], enc_outputs_coord
     )
-
-
-def _bounded(logits: torch.Tensor) -> torch.Tensor:
-    """The logits within ±15, with the gradient of what they were."""
-    return logits + (logits.clamp(-_MOST_CERTAIN, _MOST_CERTAIN) - logits).detach()
 
 
 def _add_first_stage_loss(model: nn.Module, args: Any, inputs: Mapping[str, Any], output: Any) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cv_hf.errors import ModelError
-from cv_hf.models import detection
+from cv_hf.models import detection, segmentation
 from cv_hf.models.pixels import output_sizes
 
 _MAX_TOKENS = 16  # class, distillation and register tokens that may precede the grid in a position table
@@ -24,9 +24,10 @@ def change_image_size(
 ) -> tuple[PreTrainedModel, Any]:
     """Return the model and the processor for images of `size`, an edge or (height, width) in pixels.
 
-    A detector's processor that keeps the aspect ratio goes on doing so for an edge, which is then the shortest one; for
-    (height, width) images become exactly that. Other models are built anew at the new size; tables of positions are
-    interpolated (bicubic, as in Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021), all other weights are kept.
+    A detector's or segmenter's processor that keeps the aspect ratio goes on doing so for an edge, which is then the
+    shortest one; for (height, width) images become exactly that. Other models are built anew at the new size; tables of
+    positions are interpolated (bicubic, as in Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021), all other
+    weights are kept.
 
     Raises:
         ModelError: the model or the processor cannot work at that size.
@@ -36,8 +37,10 @@ def change_image_size(
     old = output_sizes(processor, [(64, 64)])
     if old is None:
         raise ModelError(f"model.image_size: {type(processor).__name__} does not make images of one size.")
-    if detection.is_detector(model.config):
+    if detection.is_detector(model.config) or segmentation.keeps_aspect(processor, model):
         return model, _detector_processor(model, processor, size, old[0])
+    if segmentation.is_segmenter(model):
+        segmentation.check_size(model.config, processor, new)
     processor = _resized_processor(processor, old[0], new)
     if processor is None:
         hint = "; try a square" if new[0] != new[1] else ""
@@ -63,9 +66,10 @@ def change_image_size(
 def _detector_processor(
     model: PreTrainedModel, processor: Any, size: int | tuple[int, int], old: tuple[int, int]
 ) -> Any:
-    """Return the processor of a detector for images of `size`; an edge is the shortest, where the aspect ratio is kept.
+    """Return the processor of a detector, or of a segmenter that keeps the aspect ratio, for images of `size`.
 
-    The model stays: detectors make their positions for the image that they are given.
+    An edge is the shortest, where the aspect ratio is kept. The model stays: it makes its positions for the image that
+    it is given.
     """
     edges = processor.to_dict().get("size") or {}
     if (
@@ -80,7 +84,7 @@ def _detector_processor(
         sizes = output_sizes(resized)
     else:
         new = (size, size) if isinstance(size, int) else tuple(size)
-        detection.check_size(model.config, new)
+        segmentation.check_size(model.config, processor, new)
         resized = _resized_processor(processor, old, new)
         sizes = [new]
     if resized is None:
@@ -99,7 +103,8 @@ def _detector_processor(
 
 @torch.no_grad()
 def _tried(model: PreTrainedModel, size: tuple[int, int]) -> PreTrainedModel:
-    model.eval()(**{model.main_input_name: torch.zeros(1, 3, *size)})
+    if model.config.model_type != "oneformer":  # takes all, and a prompt
+        model.eval()(**{model.main_input_name: torch.zeros(1, 3, *size)})
     return model
 
 

@@ -12,6 +12,10 @@ from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
+# EoMT is a plain vision transformer with queries among its tokens: its parts lie side by side.
+_PLAIN_ENCODERS = ("eomt", "eomt_dinov3")
+_ENCODER = ("embeddings", "layers", "layernorm")
+
 
 def output_parameters(model: PreTrainedModel) -> set[str]:
     """Return the names of the parameters whose shape follows from the number of labels."""
@@ -48,6 +52,8 @@ def outside_backbone(model: PreTrainedModel) -> set[str]:
     """Return the names of the parameters outside of the backbone, or in its pooler, which pretraining may lack."""
     backbone = backbone_name(model)
     prefix = f"{backbone}." if backbone else ""
+    if model.config.model_type in _PLAIN_ENCODERS:
+        return {name for name, _ in model.named_parameters() if name.partition(".")[0] not in _ENCODER}
     return {
         name
         for name, _ in model.named_parameters()
