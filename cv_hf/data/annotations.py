@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pyarrow as pa
 from PIL import ExifTags
 
@@ -168,6 +169,30 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
             return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
+
+
+def decode_mask(mask: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
+    """Decode the picture of a mask, upright, in its own mode: its pixels are values, not colours.
+
+    Args:
+        mask: `{"path": ..., "bytes": ...}`.
+        name: what to call it in an error.
+
+    Raises:
+        UnreadableImage: missing, not an image, or a JPEG, whose values are not those that were written.
+    """
+    path, content = ((mask or {}).get(key) for key in ("path", "bytes"))
+    if not content and not (path and os.path.isfile(path)):
+        raise UnreadableImage(name, "there is no mask", "missing-mask")
+    try:
+        with PIL.Image.open(io.BytesIO(content) if content else path, formats=image_formats()) as opened:
+            if opened.format in ("JPEG", "MPO"):
+                raise UnreadableImage(name, "a JPEG, whose compression changes its values", "lossy-mask")
+            return PIL.ImageOps.exif_transpose(opened)
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise UnreadableImage(name, str(error).splitlines()[0][:200], "unreadable-mask") from None
 
 
 def upright_size(image: Mapping[str, Any] | str, name: str | None = None) -> tuple[int, int]:

@@ -69,7 +69,7 @@ _ENOUGH = 20
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where the objects stand: the column that holds them (None: columns of their own), and the names in it."""
 
     container: str | None
@@ -118,41 +118,41 @@ def canonical(dataset: datasets.Dataset, data: DataConfig, masks: bool = False) 
     image = find_image(dataset.features, given)
     others = {name: feature for name, feature in dataset.features.items() if name != image}
     place = _find_place(others, given, anchor)
-    members = _members(others, place.container)
-    sources = {name: _find_value(others, name, given) for name in ("image_id", "width", "height")}
+    members = members_of(others, place.container)
+    sources = {name: find_value(others, name, given) for name in ("image_id", "width", "height")}
     sources = {name: source for name, source in sources.items() if source is not None}
     columns = [*sources.values(), *([place.container] if place.container else place.keys.values())]
     table = dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:]
-    counts, flat = _flattened(table, place, anchor)
-    lists = {anchor: _listed(counts, flat)}
+    counts, flat = flattened(table, place, anchor)
+    lists = {anchor: as_lists(counts, flat)}
     if "bbox" in place.keys:
-        of_each, flat = _flattened(table, place, "bbox")
-        lists["bbox"] = _listed(of_each, _float_lists(flat))
+        of_each, flat = flattened(table, place, "bbox")
+        lists["bbox"] = as_lists(of_each, _float_lists(flat))
     else:
-        lists["bbox"] = _listed(counts, _float_lists(pa.nulls(len(flat))))
+        lists["bbox"] = as_lists(counts, _float_lists(pa.nulls(len(flat))))
     if "category" in place.keys:
-        of_each, flat = _flattened(table, place, "category")
-        flat, feature = _categories(flat, members[place.keys["category"]])
+        of_each, flat = flattened(table, place, "category")
+        flat, feature = source_categories(flat, members[place.keys["category"]])
     else:
-        (source,) = _only_class(data).sources
+        (source,) = only_class(data).sources
         of_each, flat, feature = counts, pa.array([source] * len(flat), pa.int64()), datasets.Value("int64")
-    lists["category"] = _listed(of_each, flat)
+    lists["category"] = as_lists(of_each, flat)
     for name, kind, absent in (("area", pa.float64(), None), ("iscrowd", pa.bool_(), False)):
         if name in place.keys:
-            of_each, flat = _flattened(table, place, name)
+            of_each, flat = flattened(table, place, name)
             flat = flat.cast(pa.float64(), safe=False)
             flat = flat if name == "area" else pc.fill_null(pc.not_equal(flat, 0), False)
         else:
             of_each, flat = counts, pa.array([absent] * int(counts.sum()), kind)
-        lists[name] = _listed(of_each, flat.cast(kind))
+        lists[name] = as_lists(of_each, flat.cast(kind))
     kept = keep_columns(dataset, {"image": image})
-    kept = _with_column(kept, "image_id", *_image_ids(table, sources.get("image_id")))
+    kept = with_column(kept, "image_id", *image_ids(table, sources.get("image_id"), len(dataset)))
     for name in ("width", "height"):
         column = table[sources[name]] if name in sources else pa.nulls(len(table), pa.int64())
         column = pc.fill_null(pc.round(column.cast(pa.float64(), safe=False)), -1).cast(pa.int64(), safe=False)
         column = pc.if_else(pc.greater(column, 0), column, pa.scalar(None, pa.int64()))
-        kept = _with_column(kept, name, column, datasets.Value("int64"))
-    kept = _with_objects(kept, lists, feature, members[place.keys[anchor]] if masks else None)
+        kept = with_column(kept, name, column, datasets.Value("int64"))
+    kept = with_objects(kept, lists, feature, members[place.keys[anchor]] if masks else None)
     kept._source_columns = {"image": image} | {name: place.column(name) for name in place.keys}
     return kept
 
@@ -196,7 +196,7 @@ def classes(
     kinds = {type(source) for source in (seen.sources if sources is None else sources)} or {str}
     return label_maps.from_recipe(
         data.labels,
-        folder=_folder(data),
+        folder=folder_of(data),
         class_names=names,
         class_sources=sources,
         kind=kinds.pop(),
@@ -238,12 +238,12 @@ def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
         DataError: a category that is not in the map.
     """
     objects = _flat(dataset)
-    ids = _ids(objects.categories, labels)
+    ids = contiguous_ids(objects.categories, labels)
     for place in np.flatnonzero(ids < 0)[:1].tolist():
-        raise labels.unknown(_named(objects.categories[place].as_py(), _category(dataset)))
-    lists = _lists(_objects_column(dataset))
-    lists["category"] = _listed(objects.counts, pa.array(ids))
-    return _with_objects(dataset.remove_columns("objects"), lists, datasets.ClassLabel(names=list(labels.names)))
+        raise labels.unknown(category_name(objects.categories[place].as_py(), _category(dataset)))
+    lists = _lists(objects_column(dataset))
+    lists["category"] = as_lists(objects.counts, pa.array(ids))
+    return with_objects(dataset.remove_columns("objects"), lists, datasets.ClassLabel(names=list(labels.names)))
 
 
 def fit(
@@ -279,7 +279,7 @@ def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
     """
     objects = _flat(dataset)
     names = dataset.features["objects"]["category"].feature.names
-    return rarest(objects.rows, _as_numpy(objects.categories, np.int64), len(dataset), names)
+    return rarest(objects.rows, as_numpy(objects.categories, np.int64), len(dataset), names)
 
 
 def rarest(rows: np.ndarray, categories: np.ndarray, number: int, names: Sequence[str]) -> list[str | None]:
@@ -317,7 +317,7 @@ def has_masks(features: Mapping[str, Any], given: Mapping[str, str]) -> bool:
 
 def _containers(features: Mapping[str, Any], given: Mapping[str, str], anchor: str) -> list[str | None]:
     """The columns that could hold the objects, told by their member `anchor`; None: list columns of their own."""
-    containers = [name for name in features if _members(features, name)]
+    containers = [name for name in features if members_of(features, name)]
     if "objects" in given:
         name = given["objects"]
         if name not in features:
@@ -331,12 +331,12 @@ def _containers(features: Mapping[str, Any], given: Mapping[str, str], anchor: s
         outer = name.partition(".")[0]
         if outer in containers:
             return [outer]
-        return [None] if name in features else [each for each in containers if name in _members(features, each)]
+        return [None] if name in features else [each for each in containers if name in members_of(features, each)]
     fits = _FITTING[anchor]
     found: list[str | None] = [
-        each for each in containers if _key(_members(features, each), anchor, given, each, fits) is not None
+        each for each in containers if find_member(members_of(features, each), anchor, given, each, fits) is not None
     ]
-    if not found and _key(_members(features, None), anchor, given, None, fits):
+    if not found and find_member(members_of(features, None), anchor, given, None, fits):
         found = [None]
     if len(found) > 1:
         by_lower = {str(each).lower(): each for each in reversed(found)}
@@ -344,7 +344,7 @@ def _containers(features: Mapping[str, Any], given: Mapping[str, str], anchor: s
     return found
 
 
-def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: str) -> _Place:
+def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: str) -> Place:
     found = _containers(features, given, anchor)
     things = "boxes" if anchor == "bbox" else "masks"
     if len(found) != 1:
@@ -354,8 +354,8 @@ def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: s
             f"Name it in the recipe: data.columns: {{objects: NAME}}; or {{{anchor}: NAME, category: NAME}} for lists."
         )
     container = found[0]
-    members = _members(features, container)
-    key = _key(members, anchor, given, container, _FITTING[anchor])
+    members = members_of(features, container)
+    key = find_member(members, anchor, given, container, _FITTING[anchor])
     if key is None:
         where = f"column {container!r}" if container else "the dataset"
         raise DataError(
@@ -366,21 +366,21 @@ def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: s
     others = {name: feature for name, feature in members.items() if name != key}
     for canonical, fits in _FITTING.items():
         if canonical not in ("segmentation", anchor):
-            key = _key(others, canonical, given, container, fits)
+            key = find_member(others, canonical, given, container, fits)
             if key is not None:
                 keys[canonical] = key
-    return _Place(container, keys)
+    return Place(container, keys)
 
 
-def _members(features: Mapping[str, Any], container: str | None) -> dict[str, Any]:
+def members_of(features: Mapping[str, Any], container: str | None) -> dict[str, Any]:
     """What one object consists of, {name: feature}, in a column of objects or (None) in list columns of their own."""
     feature = dict(features) if container is None else features.get(container)
     if isinstance(feature, dict):
-        return {name: inner.feature for name, inner in feature.items() if _is_list(inner)}
-    return dict(feature.feature) if _is_list(feature) and isinstance(feature.feature, dict) else {}
+        return {name: inner.feature for name, inner in feature.items() if is_list(inner)}
+    return dict(feature.feature) if is_list(feature) and isinstance(feature.feature, dict) else {}
 
 
-def _key(
+def find_member(
     members: Mapping[str, Any],
     canonical: str,
     given: Mapping[str, str],
@@ -410,7 +410,7 @@ def _rank(feature: Any) -> int:
     return 1 if getattr(feature, "dtype", "") in ("string", "large_string") else 2
 
 
-def _find_value(features: Mapping[str, Any], canonical: str, given: Mapping[str, str]) -> str | None:
+def find_value(features: Mapping[str, Any], canonical: str, given: Mapping[str, str]) -> str | None:
     """The column of an image's id, width or height, or None."""
     kinds = ("int", "uint", "string", "large_string") if canonical == "image_id" else ("int", "uint", "float")
     fitting = [
@@ -429,11 +429,11 @@ def _find_value(features: Mapping[str, Any], canonical: str, given: Mapping[str,
     return next((by_lower[name] for name in _USUAL[canonical] if name in by_lower), None)
 
 
-def _is_list(feature: Any) -> bool:
+def is_list(feature: Any) -> bool:
     return isinstance(feature, (datasets.List, datasets.LargeList))
 
 
-def _is_number(feature: Any) -> bool:
+def is_number(feature: Any) -> bool:
     if not isinstance(feature, datasets.Value):
         return isinstance(feature, datasets.ClassLabel)
     return feature.dtype.startswith(("int", "uint", "float", "bool", "null"))
@@ -443,11 +443,9 @@ def _is_box(feature: Any) -> bool:
     """A list of numbers, or a struct of four; or nothing, where no image of a split has a box."""
     if isinstance(feature, dict):
         return _edges(feature) is not None
-    plain = feature.feature if _is_list(feature) else feature
+    plain = feature.feature if is_list(feature) else feature
     return (
-        _is_number(plain)
-        and not isinstance(plain, datasets.ClassLabel)
-        and (_is_list(feature) or plain.dtype == "null")
+        is_number(plain) and not isinstance(plain, datasets.ClassLabel) and (is_list(feature) or plain.dtype == "null")
     )
 
 
@@ -455,9 +453,9 @@ def _is_segmentation(feature: Any) -> bool:
     """Polygons, a list of numbers or lists of them, as deep as they go; RLE, a struct; or either as text."""
     if isinstance(feature, dict):
         return {"counts", "size"} <= set(feature)
-    while _is_list(feature):
+    while is_list(feature):
         feature = feature.feature
-    return _is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
+    return is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
 
 
 def _edges(names: Collection[str]) -> tuple[str, ...] | None:
@@ -465,21 +463,21 @@ def _edges(names: Collection[str]) -> tuple[str, ...] | None:
     return next((keys for keys in _EDGES if set(keys) <= set(names)), None)
 
 
-def _is_category(feature: Any) -> bool:
-    return _is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
+def is_category(feature: Any) -> bool:
+    return is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
 
 
 # What an object consists of, and whether a feature can be it.
 _FITTING: dict[str, Callable[[Any], bool]] = {
     "bbox": _is_box,
     "segmentation": _is_segmentation,
-    "category": _is_category,
-    "area": _is_number,
-    "iscrowd": _is_number,
+    "category": is_category,
+    "area": is_number,
+    "iscrowd": is_number,
 }
 
 
-def _categories(flat: pa.Array, feature: Any) -> tuple[pa.Array, Any]:
+def source_categories(flat: pa.Array, feature: Any) -> tuple[pa.Array, Any]:
     """Source ids as int64, float64, text or booleans, and their feature; null where a split has no object."""
     if isinstance(feature, datasets.ClassLabel):
         return flat.cast(pa.int64()), feature
@@ -494,9 +492,9 @@ def _categories(flat: pa.Array, feature: Any) -> tuple[pa.Array, Any]:
     return flat.cast(kind), datasets.Value(names.get(kind, str(kind)))
 
 
-def _only_class(data: DataConfig) -> LabelMap:
+def only_class(data: DataConfig) -> LabelMap:
     """The label map of boxes without classes."""
-    found = None if data.labels is None else label_maps.from_recipe(data.labels, folder=_folder(data), kind=int)
+    found = None if data.labels is None else label_maps.from_recipe(data.labels, folder=folder_of(data), kind=int)
     if found is None or len(found) != 1:
         raise DataError(
             "the boxes have no classes. Name the class of all of them in the recipe (data.labels: [face]),\n"
@@ -505,61 +503,61 @@ def _only_class(data: DataConfig) -> LabelMap:
     return found
 
 
-def _folder(data: DataConfig) -> Path:
+def folder_of(data: DataConfig) -> Path:
     return Path(data.id) if Path(data.id).is_dir() else Path(data.id).parent
 
 
-def _flattened(table: pa.Table, place: _Place, canonical: str) -> tuple[np.ndarray, pa.Array]:
+def flattened(table: pa.Table, place: Place, canonical: str) -> tuple[np.ndarray, pa.Array]:
     """Objects per row, and one member of all objects one after the other."""
     key = place.keys[canonical]
     column = table[place.container or key].combine_chunks()
     if place.container is None:
-        return _counts(column), pc.list_flatten(column)
+        return list_lengths(column), pc.list_flatten(column)
     if pa.types.is_struct(column.type):
         column = pc.struct_field(column, key)
-        return _counts(column), pc.list_flatten(column)
-    return _counts(column), pc.struct_field(pc.list_flatten(column), key)
+        return list_lengths(column), pc.list_flatten(column)
+    return list_lengths(column), pc.struct_field(pc.list_flatten(column), key)
 
 
-def _counts(lists: pa.Array) -> np.ndarray:
+def list_lengths(lists: pa.Array) -> np.ndarray:
     if pa.types.is_null(lists.type):
         return np.zeros(len(lists), np.int64)
     return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _listed(counts: np.ndarray, flat: pa.Array) -> pa.Array:
+def as_lists(counts: np.ndarray, flat: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)), flat)
 
 
 def _float_lists(boxes: pa.Array) -> pa.Array:
     """Boxes as lists of float64, those without numbers empty."""
     if pa.types.is_null(boxes.type):
-        return _listed(np.zeros(len(boxes), np.int64), pa.array([], pa.float64()))
+        return as_lists(np.zeros(len(boxes), np.int64), pa.array([], pa.float64()))
     if pa.types.is_struct(boxes.type):
         edges = _edges([field.name for field in boxes.type]) or ()
-        parts = [_as_numpy(pc.struct_field(boxes, edge).cast(pa.float64()), np.float64) for edge in edges]
-        return _listed(np.full(len(boxes), 4), pa.array(np.stack(parts, axis=1).reshape(-1)))
-    return _listed(_counts(boxes), pc.list_flatten(boxes).cast(pa.float64(), safe=False))
+        parts = [as_numpy(pc.struct_field(boxes, edge).cast(pa.float64()), np.float64) for edge in edges]
+        return as_lists(np.full(len(boxes), 4), pa.array(np.stack(parts, axis=1).reshape(-1)))
+    return as_lists(list_lengths(boxes), pc.list_flatten(boxes).cast(pa.float64(), safe=False))
 
 
-def _image_ids(table: pa.Table, column: str | None) -> tuple[pa.Array, datasets.Value]:
+def image_ids(table: pa.Table | None, column: str | None, number: int) -> tuple[pa.Array, datasets.Value]:
     """The source's ids of the images where each has its own, else the numbers of the rows."""
-    if column is not None:
+    if table is not None and column is not None:
         ids = table[column].combine_chunks()
         ids = ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string())
         if not ids.null_count and len(ids.unique()) == len(ids):
             return ids, datasets.Value(str(ids.type))
-    return pa.array(range(len(table)), pa.int64()), datasets.Value("int64")
+    return pa.array(range(number), pa.int64()), datasets.Value("int64")
 
 
-def _with_column(dataset: datasets.Dataset, name: str, column: Any, feature: Any) -> datasets.Dataset:
+def with_column(dataset: datasets.Dataset, name: str, column: Any, feature: Any) -> datasets.Dataset:
     if not len(dataset):
         features = datasets.Features({**dataset.features, name: feature})
         return datasets.Dataset.from_dict({each: [] for each in features}, features=features)
     return dataset.add_column(name, column, feature=feature)
 
 
-def _with_objects(
+def with_objects(
     dataset: datasets.Dataset, lists: Mapping[str, pa.Array], category: Any, segmentation: Any = None
 ) -> datasets.Dataset:
     """Add the column `objects`; the feature of masks is `segmentation`, None: compressed RLE."""
@@ -572,10 +570,10 @@ def _with_objects(
     if "segmentation" in lists:
         feature["segmentation"] = datasets.List(segmentation or rle.FEATURE)
     column = pa.StructArray.from_arrays([lists[name] for name in feature], names=list(feature))
-    return _with_column(dataset, "objects", column, feature)
+    return with_column(dataset, "objects", column, feature)
 
 
-def _objects_column(dataset: datasets.Dataset) -> pa.Array:
+def objects_column(dataset: datasets.Dataset) -> pa.Array:
     return dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
 
 
@@ -585,11 +583,11 @@ def _lists(objects: pa.Array) -> dict[str, pa.Array]:
 
 def _mismatched(objects: pa.Array) -> np.ndarray:
     """The rows whose lists are of different lengths, so that nobody knows which class is which box's."""
-    counts = np.stack([_counts(values) for values in _lists(objects).values()])
+    counts = np.stack([list_lengths(values) for values in _lists(objects).values()])
     return np.flatnonzero((counts != counts[0]).any(axis=0))
 
 
-def _agreeing(objects: pa.Array) -> dict[str, pa.Array]:
+def agreeing(objects: pa.Array) -> dict[str, pa.Array]:
     """The lists of objects, null where those of a row are of different lengths."""
     if len(mismatched := _mismatched(objects)):
         agreed = np.ones(len(objects), bool)
@@ -598,12 +596,21 @@ def _agreeing(objects: pa.Array) -> dict[str, pa.Array]:
     return _lists(objects)
 
 
+def lose_mismatched(dataset: datasets.Dataset, findings: Findings, on_bad_sample: str) -> set[int]:
+    """The rows to drop, with a finding, as their lists of objects are of different lengths."""
+    gone = _mismatched(objects_column(dataset)).tolist()
+    for name in dataset.select_columns("file").select(gone)["file"] if gone else ():
+        reason = "its lists of boxes and of their classes are of different lengths"
+        findings.drop("unreadable-annotation", name, reason, on_bad_sample)
+    return set(gone)
+
+
 def _flat(dataset: datasets.Dataset) -> _Objects:
-    fields = _agreeing(_objects_column(dataset))
-    counts = _counts(fields["bbox"])
+    fields = agreeing(objects_column(dataset))
+    counts = list_lengths(fields["bbox"])
     lists = pc.list_flatten(fields["bbox"])
-    lengths = _counts(lists)
-    values = _as_numpy(pc.list_flatten(lists), np.float64)
+    lengths = list_lengths(lists)
+    values = as_numpy(pc.list_flatten(lists), np.float64)
     broken = lengths != 4
     starts = np.cumsum(lengths) - lengths
     boxes = np.full((len(lengths), 4), np.nan)
@@ -615,12 +622,12 @@ def _flat(dataset: datasets.Dataset) -> _Objects:
         boxes=boxes,
         broken=broken,
         categories=pc.list_flatten(fields["category"]),
-        areas=_as_numpy(pc.list_flatten(fields["area"]), np.float64),
-        crowds=_as_numpy(pc.list_flatten(fields["iscrowd"]), bool),
+        areas=as_numpy(pc.list_flatten(fields["area"]), np.float64),
+        crowds=as_numpy(pc.list_flatten(fields["iscrowd"]), bool),
     )
 
 
-def _as_numpy(array: pa.Array, kind: type) -> np.ndarray:
+def as_numpy(array: pa.Array, kind: type) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False).astype(kind)
 
 
@@ -663,12 +670,12 @@ def _clean_split(
         kept[places] = False
 
     lose("box-not-finite", ~np.isfinite(objects.boxes).all(axis=1))
-    ids = _ids(objects.categories, labels)
+    ids = contiguous_ids(objects.categories, labels)
     feature = _category(dataset)
-    lose("box-without-label", _missing(objects.categories, feature), lambda place: "")
+    lose("box-without-label", without_class(objects.categories, feature), lambda place: "")
     if kept.any() and (ids[kept] < 0).all():
-        raise labels.unknown(_named(objects.categories[int(np.flatnonzero(kept)[0])].as_py(), feature))
-    lose("box-unknown-label", ids < 0, lambda place: repr(_named(objects.categories[place].as_py(), feature)))
+        raise labels.unknown(category_name(objects.categories[int(np.flatnonzero(kept)[0])].as_py(), feature))
+    lose("box-unknown-label", ids < 0, lambda place: repr(category_name(objects.categories[place].as_py(), feature)))
     whole = int(kept.sum())
     boxes, sizes = _absolute(dataset, objects, kept, box_format, findings, files)
     # Relative boxes of an image whose size cannot be read are lost with the image.
@@ -691,20 +698,16 @@ def _clean_split(
     areas = np.where(cut, np.minimum(areas, extent), areas)
     counts = np.bincount(objects.rows[kept], minlength=len(dataset))
     lists = {
-        "bbox": _listed(counts, _listed(np.full(int(kept.sum()), 4), pa.array(clipped[kept].reshape(-1)))),
-        "category": _listed(counts, objects.categories.filter(pa.array(kept))),
-        "area": _listed(counts, pa.array(areas[kept])),
-        "iscrowd": _listed(counts, pa.array(objects.crowds[kept])),
+        "bbox": as_lists(counts, as_lists(np.full(int(kept.sum()), 4), pa.array(clipped[kept].reshape(-1)))),
+        "category": as_lists(counts, objects.categories.filter(pa.array(kept))),
+        "area": as_lists(counts, pa.array(areas[kept])),
+        "iscrowd": as_lists(counts, pa.array(objects.crowds[kept])),
     }
     if "segmentation" in dataset.features["objects"]:
-        masks = pc.list_flatten(_agreeing(_objects_column(dataset))["segmentation"])
-        lists["segmentation"] = _listed(counts, masks.filter(pa.array(kept)))
-    mismatched = _mismatched(_objects_column(dataset)).tolist()
-    for row in mismatched:
-        reason = "its lists of boxes and of their classes are of different lengths"
-        findings.drop("unreadable-annotation", files[row].as_py(), reason, data.on_bad_sample)
-    cleaned = _with_objects(dataset.remove_columns(["objects", "width", "height"]), lists, feature)
-    gone = set(mismatched)
+        masks = pc.list_flatten(agreeing(objects_column(dataset))["segmentation"])
+        lists["segmentation"] = as_lists(counts, masks.filter(pa.array(kept)))
+    gone = lose_mismatched(dataset, findings, data.on_bad_sample)
+    cleaned = with_objects(dataset.remove_columns(["objects", "width", "height"]), lists, feature)
     return cleaned.select([row for row in range(len(cleaned)) if row not in gone]) if gone else cleaned
 
 
@@ -712,21 +715,21 @@ def _category(dataset: datasets.Dataset) -> Any:
     return dataset.features["objects"]["category"].feature
 
 
-def _missing(categories: pa.Array, feature: Any) -> np.ndarray:
+def without_class(categories: pa.Array, feature: Any) -> np.ndarray:
     """Which objects have no class: null, NaN, or -1 of a ClassLabel."""
     missing = categories.is_null(nan_is_null=True)
     if isinstance(feature, datasets.ClassLabel):
         missing = pc.or_(missing, pc.equal(pc.fill_null(categories, -1), -1))
-    return _as_numpy(missing, bool)
+    return as_numpy(missing, bool)
 
 
-def _named(category: Any, feature: Any) -> Any:
+def category_name(category: Any, feature: Any) -> Any:
     """A category as an error calls it."""
     names = getattr(feature, "names", None)
     return names[category] if names and 0 <= category < len(names) else _plain(category)
 
 
-def _ids(categories: pa.Array, labels: LabelMap) -> np.ndarray:
+def contiguous_ids(categories: pa.Array, labels: LabelMap) -> np.ndarray:
     """The contiguous id of each object's class, -1 where it has none that the map knows."""
     if pa.types.is_null(categories.type) or not len(categories):
         return np.full(len(categories), -1)
@@ -737,7 +740,7 @@ def _ids(categories: pa.Array, labels: LabelMap) -> np.ndarray:
             ids.append(labels.encode(_plain(value)))
         except DataError:
             ids.append(-1)
-    return np.array(ids, np.int64)[_as_numpy(encoded.indices, np.int64)]
+    return np.array(ids, np.int64)[as_numpy(encoded.indices, np.int64)]
 
 
 def _absolute(
@@ -754,7 +757,7 @@ def _absolute(
     all boxes fit; otherwise, and for relative boxes, the image itself is asked. Where nothing is known (NaN), `fit`
     looks at the boxes when the image is decoded: to open all embedded images is to read the whole dataset.
     """
-    annotated = _annotated_sizes(dataset)
+    annotated = annotated_sizes(dataset)
     sizes = annotated.copy()
     relative = box_format.endswith("_norm")
     convert = TO_XYWH[box_format]
@@ -765,7 +768,7 @@ def _absolute(
             unknown = ~(np.isfinite(sizes).all(axis=1) | _embedded(dataset))
             doubtful = kept & (outside | cut | unknown[objects.rows])
         rows = np.unique(objects.rows[doubtful])
-        real = _upright_sizes(dataset, rows)
+        real = upright_sizes(dataset, rows)
         known = np.isfinite(real).all(axis=1)
         sizes[rows[known]] = real[known]
         wrong = known & np.isfinite(annotated[rows]).all(axis=1) & (annotated[rows] != real).any(axis=1)
@@ -813,7 +816,7 @@ def _sampled(
         if limit is not None and len(rows) > limit:
             rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
         known = np.full((len(split), 2), np.nan)
-        known[rows] = _upright_sizes(split, rows)
+        known[rows] = upright_sizes(split, rows)
         usable = np.isfinite(known[each.rows]).all(axis=1) & np.isfinite(each.boxes).all(axis=1)
         boxes.append(each.boxes[usable])
         sizes.append(known[each.rows][usable])
@@ -822,7 +825,7 @@ def _sampled(
     return np.concatenate(boxes), np.concatenate(sizes), names
 
 
-def _upright_sizes(dataset: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
+def upright_sizes(dataset: datasets.Dataset, rows: np.ndarray) -> np.ndarray:
     """(height, width) of the images in some rows, from their headers; NaN where it cannot be read."""
     found: list[tuple[float, float]] = []
     images = dataset.select_columns("image").select(rows).with_format("arrow")
@@ -845,9 +848,9 @@ def _size_or_nan(image: Mapping[str, Any] | None) -> tuple[float, float]:
         return math.nan, math.nan
 
 
-def _annotated_sizes(dataset: datasets.Dataset) -> np.ndarray:
+def annotated_sizes(dataset: datasets.Dataset) -> np.ndarray:
     columns = dataset.select_columns(["height", "width"]).with_format("arrow")[:]
-    return np.stack([_as_numpy(columns[name].combine_chunks(), np.float64) for name in ("height", "width")], axis=1)
+    return np.stack([as_numpy(columns[name].combine_chunks(), np.float64) for name in ("height", "width")], axis=1)
 
 
 def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

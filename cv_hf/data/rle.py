@@ -33,13 +33,13 @@ class BadMask(ValueError):
         self.code, self.reason = code, reason
 
 
-def compress(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, list[BadMask]]:
+def compress(segmentation: Any, size: tuple[int, int] | None) -> tuple[Rle, list[BadMask]]:
     """Bring a mask to compressed RLE.
 
     Args:
         segmentation: polygons [[x1, y1, x2, y2, ...], ...] in pixels, or one, whose points may be pairs [x, y]; RLE
             with its counts as a list or compressed; or any of these as JSON text.
-        size: (height, width) of the image.
+        size: (height, width) of the image; None: not known, that of the RLE is taken.
 
     Returns:
         the mask, and what is wrong with those of its polygons that were left out.
@@ -47,8 +47,6 @@ def compress(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, list[BadMas
     Raises:
         BadMask: there is no mask, it cannot be read, has another size than the image, or no pixels.
     """
-    if size[0] * size[1] >= _MOST_PIXELS:
-        raise BadMask("mask-unreadable", f"its image is said to have {size[1]}x{size[0]} pixels")
     if isinstance(segmentation, str):
         try:
             segmentation = json.loads(segmentation) if segmentation.strip() else None
@@ -62,18 +60,20 @@ def compress(segmentation: Any, size: tuple[int, int]) -> tuple[Rle, list[BadMas
     elif isinstance(segmentation, (list, tuple)):
         if not segmentation:
             raise BadMask("object-without-mask")
-        rle, bad = _from_polygons(segmentation, size)
+        if size is None:
+            raise BadMask("mask-unreadable", "the size of its image is not known")
+        rle, bad = _from_polygons(segmentation, _drawable(size))
     elif segmentation is None:
         raise BadMask("object-without-mask")
     else:
         raise BadMask("mask-unreadable", "it is neither polygons nor RLE")
     if not coco_mask.area(rle):
         raise BadMask("mask-empty")
-    return {"size": list(size), "counts": rle["counts"].decode("ascii")}, bad
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}, bad
 
 
 def read(
-    segmentation: Any, size: tuple[int, int], name: str, findings: Findings, on_bad_sample: str = "skip"
+    segmentation: Any, size: tuple[int, int] | None, name: str, findings: Findings, on_bad_sample: str = "skip"
 ) -> Rle | None:
     """As `compress`, with what is wrong among the findings, and None where there is no mask.
 
@@ -140,11 +140,20 @@ def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat[starts], np.diff(starts, append=len(flat))
 
 
-def _from_runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _drawable(size: Sequence[int]) -> tuple[int, int]:
+    if size[0] * size[1] >= _MOST_PIXELS:
+        raise BadMask("mask-unreadable", f"its image is said to have {size[1]}x{size[0]} pixels")
+    return size[0], size[1]
+
+
+def _from_runs(segmentation: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any]:
     stated, counts = segmentation.get("size"), segmentation["counts"]
-    if stated is not None and list(stated) != list(size):
-        text = "x".join(str(edge) for edge in reversed(stated)) if isinstance(stated, list) else str(stated)[:60]
-        raise BadMask("mask-size-mismatch", f"{text}, in an image of {size[1]}x{size[0]}")
+    stated = size if stated is None else stated
+    if not isinstance(stated, (list, tuple)) or len(stated) != 2 or not all(_is_edge(edge) for edge in stated):
+        raise BadMask("mask-unreadable", "its size is not [height, width]")
+    if size is not None and list(stated) != list(size):
+        raise BadMask("mask-size-mismatch", f"{stated[1]}x{stated[0]}, in an image of {size[1]}x{size[0]}")
+    size = _drawable(stated)
     try:
         if isinstance(counts, (str, bytes)):
             lengths = _lengths(counts.encode("ascii") if isinstance(counts, str) else counts)
@@ -159,6 +168,10 @@ def _from_runs(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[s
     if lengths.sum() != size[0] * size[1]:
         raise BadMask("mask-unreadable", f"its runs are {lengths.sum()} pixels, of {size[0] * size[1]}")
     return coco_mask.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)
+
+
+def _is_edge(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def _lengths(counts: bytes) -> np.ndarray:
