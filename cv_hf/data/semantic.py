@@ -180,9 +180,12 @@ def fit(
         return None, [(error.code, name, error.reason)]
     if values.shape != tuple(size):
         return None, [("mask-size-mismatch", name, _mismatch(values.shape, size, row["image"]))]
-    mask, unknown = lookup(values)
-    reason = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
-    return {**row, "mask": mask}, [("mask-unknown-value", name, reason)] if unknown else []
+    mask = lookup(values)
+    if mask.max() < lookup.unknown:
+        return {**row, "mask": mask}, []
+    lost = mask == lookup.unknown
+    mask[lost] = 0
+    return {**row, "mask": mask}, [("mask-unknown-value", name, lookup.shown(values[lost]))]
 
 
 @dataclass(frozen=True)
@@ -204,18 +207,16 @@ class _Lookup:
     table: np.ndarray | None
     unknown: int
 
-    def __call__(self, values: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """The ids + 1 of an array of values, 0 where a value is unknown; and these values."""
+    def __call__(self, values: np.ndarray) -> np.ndarray:
         if self.table is not None and (values.dtype.kind == "u" or values.min() >= 0):
-            mask = np.take(self.table, values, mode="clip")
-        else:
-            places = np.searchsorted(self.keys, values).clip(max=len(self.keys) - 1)
-            mask = np.where(self.keys[places] == values, self.codes[places], self.codes.dtype.type(self.unknown))
-        if mask.max() < self.unknown:
-            return mask, []
-        lost = mask == self.unknown
-        mask[lost] = 0
-        return mask, [f"#{value:06x}" if self.coloured else str(value) for value in np.unique(values[lost]).tolist()]
+            return np.take(self.table, values, mode="clip")
+        places = np.searchsorted(self.keys, values).clip(max=len(self.keys) - 1)
+        return np.where(self.keys[places] == values, self.codes[places], self.codes.dtype.type(self.unknown))
+
+    def shown(self, values: np.ndarray) -> str:
+        distinct = np.unique(values).tolist()
+        first = ", ".join(f"#{value:06x}" if self.coloured else str(value) for value in distinct[:8])
+        return f"{first}, ..." if len(distinct) > 8 else first
 
 
 @lru_cache(maxsize=8)
@@ -273,8 +274,9 @@ def _values(image: PIL.Image.Image, coloured: bool, one: int, name: str) -> np.n
     if coloured and not image.mode.startswith(("I", "F")):
         # convert("RGB") drops transparency of a palette as well, but warns of it.
         image.info.pop("transparency", None)
-        channels = np.asarray(image.convert("RGB")).astype(np.uint32)
-        return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+        # Four bytes, red, green, blue and one that is shifted away.
+        plain = image if image.mode == "RGB" else image.convert("RGB")
+        return np.asarray(plain.convert("RGBX")).view(">u4")[..., 0] >> 8
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8) * np.uint8(one)
     if image.mode in ("LA", "La", "PA"):
@@ -402,38 +404,32 @@ def _seen(splits: Mapping[str, datasets.Dataset], data: DataConfig) -> list[int]
     parts = [splits["train"]] if "train" in splits else list(splits.values())
     seen = np.zeros(_TABLE, bool)
     beyond: set[int] = set()
-    bands: list[tuple[int, bool]] = []
-    bad: list[UnreadableImage] = []
 
-    def note(mask: Mapping[str, Any] | None, name: str, coloured: bool) -> None:
+    def note(mask: Mapping[str, Any] | None, name: str, coloured: bool = False) -> int | UnreadableImage:
+        """The number of channels, once the values are counted."""
         try:
             image = _open(mask, name)
             values = _values(image, coloured, 255, name)
-        except _Coloured:
-            bands.append((3, True))
-            return
         except UnreadableImage as error:
-            bad.append(error)
-            return
-        bands.append((len(image.getbands()), False))
-        if values.dtype.itemsize < 4 or coloured:
+            return error
+        if values.dtype.kind == "u":
             seen[values] = True
         else:
             distinct = np.unique(values)
             seen[distinct[(distinct >= 0) & (distinct < _TABLE)]] = True
             beyond.update(distinct[(distinct < 0) | (distinct >= _TABLE)].tolist())
+        return len(image.getbands())
 
-    for split in parts:
-        _each(split, range(len(split)), lambda mask, name: note(mask, name, False))
+    outcomes = [outcome for split in parts for outcome in _each(split, range(len(split)), note)]
+    bad = [outcome for outcome in outcomes if isinstance(outcome, UnreadableImage)]
+    coloured = sum(isinstance(outcome, _Coloured) for outcome in outcomes)
+    values: list[Any] = sorted([*np.flatnonzero(seen).tolist(), *beyond])
     # Where masks of colours are among those of numbers, the greater part decides; the others are found wanting later.
-    coloured = sum(different for _, different in bands)
-    if coloured and coloured >= sum(number < 3 for number, _ in bands):
+    if coloured and coloured >= sum(outcome in (1, 2) for outcome in outcomes):
         seen[:] = False
         for split in parts:
             _each(split, range(len(split)), lambda mask, name: note(mask, name, True))
-        values: list[Any] = [f"#{value:06x}" for value in np.flatnonzero(seen).tolist()]
-    else:
-        values = sorted([*np.flatnonzero(seen).tolist(), *beyond])
+        values = [f"#{value:06x}" for value in np.flatnonzero(seen).tolist()]
     if not values:
         raise DataError(f"{data.id}: no mask can be read" + (f": {bad[0]}" if bad else "."))
     if len(values) > _MOST or (len(values) > _MOST_OF_8_BITS and values[-1] == 255):
@@ -458,27 +454,26 @@ def _prove(split: datasets.Dataset, labels: LabelMap) -> None:
     """Refuse masks that are not of these labels, judged by some of them."""
     lookup = _lookup(labels)
 
-    def judged(mask: Mapping[str, Any] | None, name: str) -> tuple[int, int, list[str]] | UnreadableImage:
+    def judged(mask: Mapping[str, Any] | None, name: str) -> tuple[int, np.ndarray] | UnreadableImage:
+        """The number of pixels, and the values of those that are of no label."""
         try:
-            codes, unknown = lookup(values := _values(_open(mask, name), lookup.coloured, lookup.one, name))
+            values = _values(_open(mask, name), lookup.coloured, lookup.one, name)
         except UnreadableImage as error:
             return error
-        ignored = lookup.keys[lookup.codes == 0]
-        return values.size, int((codes == 0).sum() - np.isin(values, ignored).sum()), unknown
+        return values.size, values[lookup(values) == lookup.unknown]
 
-    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _TRIED)).astype(np.int64)) if len(split) else []
-    outcomes = _each(split, rows, judged)
+    rows = np.unique(np.linspace(0, len(split) - 1, min(len(split), _TRIED)).astype(np.int64))
+    outcomes = _each(split, rows, judged) if len(split) else []
     read = [outcome for outcome in outcomes if not isinstance(outcome, UnreadableImage)]
     bad = [error for error in outcomes if isinstance(error, UnreadableImage) and error.code != "missing-mask"]
     if bad and not read:
         more = _PALETTE if isinstance(bad[0], _Coloured) else ""
-        raise DataError(f"none of {len(bad)} masks can be read: {bad[0]}{more}")
-    pixels, lost = sum(size for size, _, _ in read), sum(number for _, number, _ in read)
+        raise DataError(f"none of the masks tried can be read: {bad[0]}{more}")
+    pixels, lost = sum(size for size, _ in read), sum(values.size for _, values in read)
     if 2 * lost > pixels:
-        unknown = list(dict.fromkeys(value for _, _, values in read for value in values))
         raise DataError(
-            f"{lost / pixels:.0%} of the pixels of masks are of no label: {', '.join(unknown[:8])}"
-            f"{', ...' if len(unknown) > 8 else ''}, where labels are {_shown(labels)}.\n"
+            f"{lost / pixels:.0%} of the pixels of masks are of no label: they are "
+            f"{lookup.shown(np.concatenate([values for _, values in read]))}, the labels {_shown(labels)}.\n"
             "Name them in data.labels as {value: name}, or one of them as data.ignore_index."
         )
 
