@@ -177,6 +177,11 @@ def _files(given: dict[str, Path | None], reading: _Reading) -> Iterator[_File]:
             reading.drop("path-outside", path, "the link leads out of the dataset's folder")
     for folder in folders(reading.root):
         if any(_meaning_of(folder.name, reading.wanted)):
+            if not reading.inside.holds(folder):
+                raise DataError(
+                    f"{folder} is a link that leads out of the dataset's folder.\n"
+                    "Give the folder that it leads to as data.images or data.masks, or put the files in its place."
+                )
             own += below(folder)
     for path in own:
         kind, split, rest = _meaning(Path(path).relative_to(reading.root).parts[:-1], reading.wanted)

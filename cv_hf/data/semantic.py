@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,8 @@ def label_map(
     """The classes and the values that stand for them: as the recipe names them, else as a file beside the data or in
     its Hub repository does, else by a ClassLabel, else the values in all masks of train.
 
-    Names in a list stand for 0, 1, ..., the ignored value skipped; two names are those of the two values of masks that
-    hold only 0 and 255. A value that is named and ignored is no class.
+    Names in a list stand for 0, 1, ..., the ignored value skipped; those of 0 and 1 stand for 0 and 255 where masks
+    hold only these. A value that is named and ignored is no class.
 
     Raises:
         DataError: labels that cannot be read or do not fit the masks, or masks that hold too many values to be classes.
@@ -103,20 +103,19 @@ def label_map(
     if isinstance(named, dict):
         pairs = [(_source(value), str(name)) for value, name in named.items()]
         pairs = [(source, name) for source, name in pairs if _value(source) != ignored]
-        sources = tuple(source for source, _ in pairs)
-        return LabelMap(tuple(name for _, name in pairs), sources, _ignored(sources, ignored))
-    if named is None:
+    elif named is not None:
+        pairs = list(zip((value for value in count() if value != ignored), map(str, named), strict=False))
+    else:
         values = _seen(splits, data)
-        binary = _binary(values, ignored)
-        if binary is not None:
+        if (binary := _binary(values, ignored)) is not None:
             return LabelMap(BINARY, binary, _ignored(binary, ignored))
         # 255 is a label only where something says so.
-        kept = label_maps.from_values(values, _IGNORED if ignored is None else ignored)
-        return LabelMap(kept.names, kept.sources, _ignored(kept.sources, ignored))
-    sources = tuple(islice((value for value in count() if value != ignored), len(named)))
-    if len(named) == 2:
+        left_out = _IGNORED if ignored is None and isinstance(values[0], int) else ignored
+        pairs = [(value, str(value)) for value in values if _value(value) != left_out]
+    sources, names = tuple(source for source, _ in pairs), tuple(name for _, name in pairs)
+    if sources == (0, 1):
         sources = _binary(_seen(splits, data), ignored) or sources
-    return LabelMap(tuple(map(str, named)), sources, _ignored(sources, ignored))
+    return LabelMap(names, sources, _ignored(sources, ignored))
 
 
 def clean(
@@ -339,7 +338,8 @@ def _named(
     if Path(data.id).exists() and data.format != "hub":
         inside = Inside(root)
         for name in LABEL_FILES:
-            for path in (root / name, *(folder / name for folder in folders(root))):
+            inner = folders(root) if Path(data.id).is_dir() else []
+            for path in (root / name, *(folder / name for folder in inner)):
                 if path.is_file() and inside.holds(path):
                     return label_maps.read_values(str(path)), f"as {path.relative_to(root).as_posix()} names them"
     elif (path := hub.download(data.id, "id2label.json", splits)) is not None:
