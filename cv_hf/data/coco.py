@@ -7,7 +7,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,21 +74,21 @@ def read(
     findings = Findings() if findings is None else findings
     path = Path(os.path.abspath(id))
     base = images_folder(images)
-    root = _root_of_file(path) if path.is_file() else path
+    root = root_of_file(path) if path.is_file() else path
     # Roboflow's file is called the same in every split's folder.
     above = root.parent if path.name == "_annotations.coco.json" else root
-    files = {_split_of(path, above) or "train": path} if path.is_file() else annotation_files(path, wanted)
+    files = {split_of(path, above) or "train": path} if path.is_file() else annotation_files(path, wanted)
     for name in wanted:
         check_split(name, list(files))
     names: dict[int | str, str] = {}
     used: set[int | str] = set()
     splits = {}
-    with _collector_off():
+    with collector_off():
         for split, file in files.items():
-            content = _load(file, root, segmentation)
-            _merge_categories(names, content, relative_name(str(file), root))
+            content = load(file, root, segmentation)
+            merge_categories(names, content, relative_name(str(file), root))
             splits[split] = _read_split(content, file, split, root, base, used, findings, on_bad_sample, segmentation)
-    return Source(id, "coco", splits, root=root, labels=_label_map(names, used))
+    return Source(id, "coco", splits, root=root, labels=label_map(names, used))
 
 
 def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
@@ -102,12 +102,17 @@ def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
     if not own:
         others = f" ({', '.join(path.name for path in found)} are no instances; give one as data.id to read it)"
         raise DataError(f"{root}: there is no COCO annotation file in it{others if found else ''}.")
+    return files_by_split(own, root, wanted)
+
+
+def files_by_split(own: Sequence[Path], root: Path, wanted: Sequence[str]) -> dict[str, Path]:
+    """{split: JSON file} of annotation files, see `annotation_files`."""
     inside = Inside(root)
     splits: dict[str, list[Path]] = {}
     for path in own:
         if not inside.holds(path):
             raise DataError(f"{path} is a link that leads out of the dataset's folder.")
-        name = _split_of(path, root) or re.sub(r"^instances[-_.]", "", path.stem)
+        name = split_of(path, root) or re.sub(r"^(instances|panoptic)[-_.]", "", path.stem)
         splits.setdefault(name, []).append(path)
     if len(splits) == 1 and not role_of(only := next(iter(splits))) and only not in wanted:
         splits = {"train": splits[only]}
@@ -178,7 +183,7 @@ def holds_segments(path: Path) -> bool:
 
 
 @contextmanager
-def _collector_off() -> Iterator[None]:
+def collector_off() -> Iterator[None]:
     """A million new objects, none of them garbage, would be looked through again and again: half of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -189,16 +194,16 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def _root_of_file(path: Path) -> Path:
+def root_of_file(path: Path) -> Path:
     """The dataset's folder: that of the file, or the one above `annotations` and above the folder of a split."""
     folder = path.parent
     for _ in range(2):
-        if folder.name.lower() in ANNOTATION_FOLDERS or (folder != path.parent and role_of(folder.name)):
+        if folder.name.lower() in (*ANNOTATION_FOLDERS, "panoptic") or (folder != path.parent and role_of(folder.name)):
             folder = folder.parent
     return folder
 
 
-def _split_of(path: Path, root: Path) -> str | None:
+def split_of(path: Path, root: Path) -> str | None:
     """The name of a split in the file's name, or else in those of its folders."""
     for text in (path.stem, *reversed(path.relative_to(root).parent.parts)):
         words = [word for word in (text, *re.split(r"[-_. ]", text)) if role_of(word)]
@@ -207,7 +212,7 @@ def _split_of(path: Path, root: Path) -> str | None:
     return None
 
 
-def _load(path: Path, root: Path, segmentation: bool) -> dict[str, Any]:
+def load(path: Path, root: Path, segmentation: bool = True) -> dict[str, Any]:
     """Parse one file. Polygons, most of its size, stay text, and are let go at once where a bbox is enough."""
     name = relative_name(str(path), root)
     try:
@@ -246,32 +251,23 @@ def _read_split(
     segmentation: bool,
 ) -> datasets.Dataset:
     name = relative_name(str(file), root)
-    found = _images(content["images"], name)
-    resolve = _resolver([image["file_name"] for image in found.values()], file, split, root, base)
-    rows: dict[int | str, int] = {}
-    paths, sizes = [], []
-    for image_id, image in found.items():
-        path = resolve(image["file_name"])
-        if path is None:
-            reason = "the path leads out of the dataset's folder"
-            findings.drop("path-outside", image["file_name"], reason, on_bad_sample)
-        elif not os.path.isfile(path):
-            findings.drop("missing-image", relative_name(path, root), "no such file", on_bad_sample)
-        else:
-            rows[image_id] = len(paths)
-            paths.append(path)
-            sizes.append((_pixels(image.get("height")), _pixels(image.get("width"))))
+    found = images_by_id(content["images"], name)
+    resolve = images_resolver([image["file_name"] for image in found.values()], file, split, root, base)
+    by_id = existing(found, resolve, root, findings, on_bad_sample)
+    rows = {image_id: row for row, image_id in enumerate(by_id)}
+    paths = list(by_id.values())
+    sizes = [(_pixels(found[image_id].get("height")), _pixels(found[image_id].get("width"))) for image_id in by_id]
     known = {category["id"] for category in content["categories"]}
     owners, boxes, categories, areas, crowds = [], [], [], [], []
     masks: list[rle.Rle] | None = [] if segmentation else None
     for position, annotation in enumerate(content["annotations"]):
         box, reason = _box(annotation, known, segmentation)
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        image_id = image_id if _is_id(image_id) else None
+        image_id = image_id if is_id(image_id) else None
         if reason or image_id not in found:
             code = "unreadable-annotation" if reason else "orphan-annotation"
             reason = reason or f"image_id is {image_id!r}"
-            findings.drop(code, _place(name, annotation, position), reason, on_bad_sample)
+            findings.drop(code, place_of(name, annotation, position), reason, on_bad_sample)
         elif image_id in rows:
             if masks is not None:
                 sizes[rows[image_id]] = size = _known_size(sizes[rows[image_id]], paths[rows[image_id]])
@@ -279,14 +275,14 @@ def _read_split(
                     continue  # the image cannot be read, and its check will say so
                 # Taken out, so that its text goes as soon as the mask is there.
                 found_mask = annotation.pop("segmentation", None)
-                mask = rle.read(found_mask, size, _place(name, annotation, position), findings, on_bad_sample)
+                mask = rle.read(found_mask, size, place_of(name, annotation, position), findings, on_bad_sample)
                 if mask is None:
                     continue
                 masks.append(mask)
             owners.append(rows[image_id])
             boxes.append(box)
             categories.append(annotation["category_id"])
-            areas.append(_number(annotation.get("area")))
+            areas.append(number_or_none(annotation.get("area")))
             crowds.append(annotation.get("iscrowd") in (1, "1"))
     if content["annotations"] and found and not owners and rows:
         first = findings.summary().split("\n")[0]
@@ -305,10 +301,32 @@ def _read_split(
     return to_dataset(paths, list(rows), sizes, owners, boxes, categories, category_type, areas, crowds, masks)
 
 
-def _place(name: str, annotation: Any, position: int) -> str:
+def existing(
+    found: Mapping[int | str, Mapping[str, Any]],
+    resolve: Resolver,
+    root: Path,
+    findings: Findings,
+    on_bad_sample: str,
+    missing: str = "missing-image",
+) -> dict[int | str, str]:
+    """The absolute paths of files by the id of their image; those outside and those `missing` are dropped."""
+    paths = {}
+    for image_id, entry in found.items():
+        path = resolve(entry["file_name"])
+        if path is None:
+            reason = "the path leads out of the dataset's folder"
+            findings.drop("path-outside", entry["file_name"], reason, on_bad_sample)
+        elif not os.path.isfile(path):
+            findings.drop(missing, relative_name(path, root), "no such file", on_bad_sample)
+        else:
+            paths[image_id] = path
+    return paths
+
+
+def place_of(name: str, annotation: Any, position: int) -> str:
     """What to call an annotation."""
     number = annotation.get("id", position) if isinstance(annotation, dict) else position
-    return f"{name}: annotation {_short(number)}"
+    return f"{name}: annotation {short(number)}"
 
 
 def _known_size(stated: tuple[int | None, int | None], path: str) -> tuple[int | None, int | None]:
@@ -321,7 +339,7 @@ def _known_size(stated: tuple[int | None, int | None], path: str) -> tuple[int |
         return None, None
 
 
-def _images(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:
+def images_by_id(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:
     """Image id -> entry.
 
     Raises:
@@ -329,7 +347,7 @@ def _images(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:
     """
     found: dict[int | str, dict[str, Any]] = {}
     for position, image in enumerate(images):
-        if not isinstance(image, dict) or not _is_id(image.get("id")) or not _is_text(image.get("file_name")):
+        if not isinstance(image, dict) or not is_id(image.get("id")) or not is_text(image.get("file_name")):
             raise DataError(f"{name}: image {position} of the list has no id (a number or text) or no file_name.")
         if image["id"] in found:
             raise DataError(
@@ -342,7 +360,7 @@ def _images(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-class _Resolver:
+class Resolver:
     """file_name -> absolute path, or None where it leads outside."""
 
     def __init__(self, inside: Inside, by_base_name: bool) -> None:
@@ -352,33 +370,51 @@ class _Resolver:
         return self.inside(re.split(r"[/\\]", name)[-1] if self.by_base_name else name)
 
 
-def _resolver(names: Sequence[str], file: Path, split: str, root: Path, base: Path | None) -> _Resolver:
-    """Find the folder that the file names start from: of the usual ones, the one with most of the first names.
-
-    Names that are found nowhere are looked for without their folders, which may be those of another machine.
+def images_resolver(
+    names: Sequence[str],
+    file: Path,
+    split: str,
+    root: Path,
+    base: Path | None,
+    taken: Collection[str | None] = frozenset(),
+) -> Resolver:
+    """Find the folder that the file names start from, among the usual ones; files that are `taken` are no images.
 
     Raises:
         DataError: nothing is found; it names the folders that were tried.
     """
-    tried = list(dict.fromkeys(_image_folders(file, split, root, base)))
-    allowed = (root,) if base is None else (root, base)
-    first = names[:_TRIED]
-    for by_base_name in (False, True):
-        resolvers = [_Resolver(Inside(folder, *allowed), by_base_name) for folder in tried]
-        if not first:
-            return resolvers[0]
-        held = [sum(path is not None and os.path.isfile(path) for path in map(each, first)) for each in resolvers]
-        if max(held, default=0):
-            return resolvers[held.index(max(held))]
+    tried = list(dict.fromkeys(image_folders(file, split, root, base)))
+    found = best_resolver(names, tried, (root,) if base is None else (root, base), taken)
+    if found is not None:
+        return found
     shown = ", ".join("." if folder == root else relative_name(str(folder), root) for folder in tried)
     where = f"in data.images ({base})" if base is not None else f"in {shown} of {root}"
     raise DataError(
-        f"{relative_name(str(file), root)}: its images, as {_short(first[0])}, are not {where}.\n"
+        f"{relative_name(str(file), root)}: its images, as {short(names[0])}, are not {where}.\n"
         "Set data.images to the folder that holds them."
     )
 
 
-def _image_folders(file: Path, split: str, root: Path, base: Path | None) -> Iterator[Path]:
+def best_resolver(
+    names: Sequence[str], tried: Sequence[Path], allowed: Sequence[Path], taken: Collection[str | None] = frozenset()
+) -> Resolver | None:
+    """The folder of `tried` with most of the first names, which must lead into one of `allowed`; None: none has any.
+
+    Names that are found nowhere are looked for without their folders, which may be those of another machine.
+    """
+    first = names[:_TRIED]
+    for by_base_name in (False, True):
+        resolvers = [Resolver(Inside(folder, *allowed), by_base_name) for folder in tried]
+        if not first:
+            return resolvers[0]
+        found = [[path for path in map(each, first) if path is not None and path not in taken] for each in resolvers]
+        held = [sum(map(os.path.isfile, paths)) for paths in found]
+        if max(held, default=0):
+            return resolvers[held.index(max(held))]
+    return None
+
+
+def image_folders(file: Path, split: str, root: Path, base: Path | None) -> Iterator[Path]:
     names = [split, *(name for name in USUAL_NAMES.get(role_of(split) or "", ()) if name != split)]
     for start in [base] if base is not None else dict.fromkeys([file.parent, root]):
         below = {path.name.lower(): path for path in folders(start)}
@@ -399,7 +435,7 @@ def _box(
     """The box of an annotation, absolute xywh, and why there is none; with `segmentation` it may wait for the mask."""
     if not isinstance(annotation, dict):
         return None, "it is no object"
-    if not _is_id(annotation.get("category_id")):
+    if not is_id(annotation.get("category_id")):
         return None, "it has no category_id"
     if categories and annotation["category_id"] not in categories:
         return None, f"category_id {annotation['category_id']!r} is not among the categories"
@@ -411,7 +447,7 @@ def _box(
             raise TypeError
         x, y, width, height = map(float, box)
     except (TypeError, ValueError, OverflowError):
-        return None, f"bbox is {_short(box)}, not four numbers"
+        return None, f"bbox is {short(box)}, not four numbers"
     return (x, y, width, height), ""
 
 
@@ -429,12 +465,12 @@ def _around(segmentation: Any) -> tuple[tuple[float, ...] | None, str]:
     return (min(x), min(y), max(x) - min(x), max(y) - min(y)), ""
 
 
-def _merge_categories(names: dict[int | str, str], content: Mapping[str, Any], file: str) -> None:
+def merge_categories(names: dict[int | str, str], content: Mapping[str, Any], file: str) -> None:
     for category in content["categories"]:
-        if not isinstance(category, dict) or not _is_id(category.get("id")):
+        if not isinstance(category, dict) or not is_id(category.get("id")):
             raise DataError(f"{file}: a category has no id (a number or text).")
         name = category.get("name")
-        name = name if _is_text(name) else str(category["id"])
+        name = name if is_text(name) else str(category["id"])
         if names.setdefault(category["id"], name) != name:
             raise DataError(
                 f"{file}: category {category['id']!r} is called {name!r}, and {names[category['id']]!r} elsewhere."
@@ -443,7 +479,7 @@ def _merge_categories(names: dict[int | str, str], content: Mapping[str, Any], f
         raise DataError(f"{file}: the ids of categories are numbers in some entries and text in others.")
 
 
-def _label_map(names: Mapping[int | str, str], used: Iterable[int | str]) -> LabelMap | None:
+def label_map(names: Mapping[int | str, str], used: Iterable[int | str]) -> LabelMap | None:
     """The categories by id. Of several with one name those without any box go: exports add such a parent."""
     used = set(used)
     taken = {names[source] for source in names if source in used}
@@ -452,11 +488,11 @@ def _label_map(names: Mapping[int | str, str], used: Iterable[int | str]) -> Lab
     return LabelMap(tuple(names[source] for source in kept), tuple(kept)) if kept else None
 
 
-def _is_id(value: object) -> bool:
-    return _is_text(value) or is_int64(value)
+def is_id(value: object) -> bool:
+    return is_text(value) or is_int64(value)
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """JSON can hold half of a surrogate pair, which is no text for a file's name or a table."""
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
 
@@ -467,10 +503,10 @@ def _pixels(value: object) -> int | None:
     return value if is_int64(value) and value > 0 else None
 
 
-def _number(value: object) -> float | None:
+def number_or_none(value: object) -> float | None:
     return float(value) if type(value) is float or is_int64(value) else None
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."

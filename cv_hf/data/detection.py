@@ -51,6 +51,8 @@ _USUAL = {
     ),
     "area": ("area", "areas"),
     "iscrowd": ("iscrowd", "is_crowd", "crowd"),
+    "id": ("id", "segment_id", "ids", "segment_ids"),
+    "isthing": ("isthing", "is_thing"),
     "image_id": ("image_id", "img_id", "id"),
     "width": ("width", "image_width", "img_width"),
     "height": ("height", "image_height", "img_height"),

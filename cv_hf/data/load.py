@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from datasets.utils import is_progress_bar_enabled
 
 from cv_hf.config import DataConfig
-from cv_hf.data import coco, hub, imagefolder, masks, table, voc, yolo
+from cv_hf.data import coco, coco_panoptic, hub, imagefolder, masks, table, voc, yolo
 from cv_hf.data.columns import sources_of
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
@@ -29,7 +29,7 @@ from cv_hf.errors import DataError
 from cv_hf.task import Task
 
 # The formats of annotated images, and those of them that hold boxes.
-READERS = {"coco": coco.read, "masks": masks.read, "voc": voc.read, "yolo": yolo.read}
+READERS = {"coco": coco.read, "masks": masks.read, "panoptic": coco_panoptic.read, "voc": voc.read, "yolo": yolo.read}
 BOX_READERS = ("coco", "voc", "yolo")
 
 
