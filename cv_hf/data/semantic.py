@@ -253,6 +253,10 @@ def _open(mask: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
             if opened.format in _LOSSY:
                 raise UnreadableImage(name, f"the mask is a {opened.format}", "lossy-mask")
             opened.load()
+            if opened.format == "GIF" and opened.mode == "P":
+                # GIF has no grey but as a palette, whose order is the writer's.
+                colours = np.reshape(opened.getpalette("RGB"), (-1, 3))
+                return opened if (colours != colours[:, :1]).any() else opened.convert("L")
             if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
                 return PIL.ImageOps.exif_transpose(opened)
             return opened

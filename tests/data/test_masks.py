@@ -151,7 +151,7 @@ def test_lists_of_other_forms(tmp_path):
         "missing-mask": ["val: f"],
         "unlisted": ["JPEGImages/d.jpg", "JPEGImages/e.jpg"],
     }
-    with pytest.raises(DataError, match="val: f: listed in ImageSets.*missing-mask"):
+    with pytest.raises(DataError, match=r"val: f: listed in ImageSets.*missing-mask"):
         masks.read(str(tmp_path), on_bad_sample="stop")
 
 
@@ -173,7 +173,7 @@ def test_folders_that_the_recipe_names(tmp_path):
     assert {name: len(rows) for name, rows in found.items()} == {"train": 1, "val": 2}
     assert findings == {}
     assert detect_format(DataConfig(id=str(tmp_path), **given), TASK.formats) == "masks"
-    with pytest.raises(DataError, match="data.masks: there is no folder nowhere"):
+    with pytest.raises(DataError, match=r"data.masks: there is no folder nowhere"):
         masks.read(str(tmp_path), masks="nowhere")
     with pytest.raises(DataError, match="no image has a mask of its name among 3 images and 0 masks"):
         masks.read(str(tmp_path), images=given["images"])
@@ -192,10 +192,10 @@ def test_images_without_masks_and_masks_without_images(tmp_path):
     found, findings = read(tmp_path)
     assert found == {"train": [("images/a.jpg", "masks/a.png")]}
     assert findings == {"missing-mask": ["images/d.jpg", "images/b.jpg"], "orphan-mask": ["masks/c.png"]}
-    with pytest.raises(DataError, match="images/d.jpg: several masks are called so: masks/d.png, masks/d.tif"):
+    with pytest.raises(DataError, match=r"images/d.jpg: several masks are called so: masks/d.png, masks/d.tif"):
         masks.read(str(tmp_path), on_bad_sample="stop")
     (tmp_path / "images/d.jpg").unlink()
-    with pytest.raises(DataError, match="images/b.jpg: .*missing-mask"):
+    with pytest.raises(DataError, match=r"images/b.jpg: .*missing-mask"):
         masks.read(str(tmp_path), on_bad_sample="stop")
 
 
@@ -212,7 +212,7 @@ def test_splits_of_unusual_names(tmp_path):
     write(tmp_path, dict.fromkeys(names, "x"))
     found, _ = read(tmp_path, wanted=["north", "south"])
     assert found == {"north": [names[:2]], "south": [(names[3], names[2])]}
-    with pytest.raises(DataError, match="no split 'west'.*north"):
+    with pytest.raises(DataError, match=r"no split 'west'.*north"):
         masks.read(str(tmp_path), wanted=["north", "west"])
 
 
