@@ -89,8 +89,8 @@ class Tally:
 
     Kept: the sums, the ids, and what each of the last samples added, so that a sample that two processes have counted
     can be taken away when they merge: distributed samplers repeat some samples at the end of a shard, to make all
-    shards equally long. Records of all samples would not be bounded: a noisy model of 150 classes gives a confusion
-    matrix of 1,500 entries, 12 kB, per image.
+    shards equally long. Records of all samples would not be compact: a badly trained model of 150 classes gives a
+    confusion matrix with 1,500 entries for each image.
 
     Args:
         cells: the number of sums.

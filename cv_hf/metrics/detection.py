@@ -39,7 +39,7 @@ class DetectionAccumulator:
     """COCO's average precision and recall of boxes or of masks, and the score thresholds with the best F1.
 
     Kept per sample: id, objects, and of each class the at most 100 best detections, which are all that COCO counts
-    (28 bytes each for float32 boxes and scores; 73 and the run lengths for masks). Samples rank by id where scores are
+    (28 bytes each for float32 boxes and scores; 69 and the run lengths for masks). Samples rank by id where scores are
     equal, so that the result does not depend on who counted which sample.
 
     Args:

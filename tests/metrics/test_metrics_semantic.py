@@ -228,6 +228,11 @@ def test_inputs_that_do_not_fit(prediction, reference, message):
     assert len(accumulator) == 0
 
 
+def test_without_an_ignored_value_every_reference_pixel_needs_a_class():
+    with pytest.raises(DataError, match="class id 255, outside 0 ... 1"):
+        count([np.zeros((1, 2), int)], [np.array([[0, 255]])], 2, ignore_index=None)
+
+
 def test_numbers_of_entries_must_agree():
     with pytest.raises(DataError, match="2 sample ids for 1 predictions and 1 samples"):
         SemanticAccumulator(names(2)).update([np.zeros((1, 1), int)], [np.zeros((1, 1), int)], [0, 1])
