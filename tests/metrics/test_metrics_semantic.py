@@ -229,7 +229,7 @@ def test_inputs_that_do_not_fit(prediction, reference, message):
 
 
 def test_without_an_ignored_value_every_reference_pixel_needs_a_class():
-    with pytest.raises(DataError, match="class id 255, outside 0 ... 1"):
+    with pytest.raises(DataError, match="class id 255, outside 0"):
         count([np.zeros((1, 2), int)], [np.array([[0, 255]])], 2, ignore_index=None)
 
 
