@@ -15,6 +15,7 @@ import torch
 from benchmarks.bccd import bccd
 from benchmarks.clothing import clothing
 from benchmarks.detection_metric import detection_metric
+from benchmarks.segmentation_memory import segmentation_memory
 from benchmarks.startup import startup
 from cv_hf.environment import quiet, report
 
@@ -22,6 +23,7 @@ BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "bccd": bccd,
     "clothing": clothing,
     "detection_metric": detection_metric,
+    "segmentation_memory": segmentation_memory,
     "startup": startup,
 }
 FOLDER = Path("runs/bench")
