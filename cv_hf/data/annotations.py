@@ -188,7 +188,12 @@ def decode_mask(mask: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
         with PIL.Image.open(io.BytesIO(content) if content else path, formats=image_formats()) as opened:
             if opened.format in ("JPEG", "MPO"):
                 raise UnreadableImage(name, "a JPEG, whose compression changes its values", "lossy-mask")
-            return PIL.ImageOps.exif_transpose(opened)
+            PIL.ImageOps.exif_transpose(opened, in_place=True)
+            if opened.format == "GIF" and opened.mode == "P":
+                # GIF has no grey but as a palette, whose order is the writer's.
+                colours = np.reshape(opened.getpalette("RGB"), (-1, 3))
+                return opened if (colours != colours[:, :1]).any() else opened.convert("L")
+            return opened
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes

@@ -1,5 +1,7 @@
 """What semantic segmentation needs of a dataset: an image, and a mask whose pixels are values that stand for classes.
 
+Masks of segments (with a column segments_info, see panoptic) serve as well: a pixel is of its segment's class.
+
 A value is a whole number: of a grey or palette image the pixel itself (never the palette's colour), of 1 bit 0 or 255.
 Where the labels are colours ("#rrggbb") it is the pixel's red, green and blue. One value is ignored.
 """
@@ -11,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -20,14 +22,13 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import pyarrow.compute as pc
 from PIL import ExifTags
 
 from cv_hf.config import DataConfig
-from cv_hf.data import hub
+from cv_hf.data import hub, panoptic
 from cv_hf.data import labels as label_maps
-from cv_hf.data.annotations import folders
+from cv_hf.data.annotations import decode_mask, folders
 from cv_hf.data.columns import (
     IMAGE_NAMES,
     MASK_NAMES,
@@ -40,7 +41,7 @@ from cv_hf.data.columns import (
     listed,
 )
 from cv_hf.data.findings import Findings
-from cv_hf.data.images import UnreadableImage, image_formats
+from cv_hf.data.images import UnreadableImage
 from cv_hf.data.labels import BINARY, LabelMap
 from cv_hf.data.paths import Inside
 from cv_hf.errors import DataError
@@ -57,7 +58,6 @@ _IGNORED = 255
 _MOST_OF_8_BITS = 250
 _MOST = 1000
 _TABLE = 1 << 24
-_LOSSY = ("JPEG", "MPO", "JPEG2000")
 _AT_ONCE = 64
 _TRIED = 32
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
@@ -65,12 +65,16 @@ _PALETTE = "\nName the colours in data.labels: {'#rrggbb': name}, or a palette f
 
 
 def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
-    """Keep the columns `image` and `mask`, undecoded; no image is read. What names the classes stays as `classes`.
+    """Keep the columns `image` and `mask`, undecoded, and `segments_info` where there is one; no image is read.
+
+    A list of classes, whose names may be those of the values, stays as `classes` until `clean`.
 
     Raises:
         DataError: a column cannot be found, or holds no images.
     """
     given = dict(data.columns)
+    if "segments_info" in (*given, *dataset.features):
+        return panoptic.canonical(dataset, data)
     check_given(given, COLUMNS)
     features = dataset.features
     mask = _find_mask(features, given)
@@ -98,6 +102,8 @@ def label_map(
     Raises:
         DataError: labels that cannot be read or do not fit the masks, or masks that hold too many values to be classes.
     """
+    if all(map(_of_segments, splits.values())):
+        return panoptic.label_map(splits, data, source_labels)
     ignored = data.ignore_index
     named, _ = _named(splits, data)
     if isinstance(named, dict):
@@ -129,6 +135,10 @@ def clean(
     Raises:
         DataError: no mask can be read, or most pixels are of no label.
     """
+    if all(map(_of_segments, rows.values())):
+        # Which classes can be counted does not matter here, and may not be known.
+        cleaned, _ = panoptic.clean(rows, replace(labels, things=labels.names), data, source_format, findings)
+        return cleaned, f"masks: segments of {len(labels)} classes; void ignored"
     kept = {
         role: split.remove_columns("classes") if "classes" in split.column_names else split
         for role, split in rows.items()
@@ -145,8 +155,8 @@ def clean(
 
 
 def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
-    """The split as it is: `fit` gives the contiguous ids."""
-    return dataset
+    """The split as it is, since `fit` gives the contiguous ids; or with those of its segments."""
+    return panoptic.encode(dataset, labels) if _of_segments(dataset) else dataset
 
 
 def strata(dataset: datasets.Dataset) -> Sequence[None]:
@@ -154,8 +164,9 @@ def strata(dataset: datasets.Dataset) -> Sequence[None]:
     return [None] * len(dataset)
 
 
-def present(dataset: datasets.Dataset) -> None:
-    """Not known: masks are not read for it."""
+def present(dataset: datasets.Dataset) -> set[str] | None:
+    """The names of the classes that segments have; else None, not known, as masks are not read for it."""
+    return panoptic.present(dataset) if _of_segments(dataset) else None
 
 
 def fit(
@@ -172,9 +183,16 @@ def fit(
         the row with `mask` (height, width): 0 where it is ignored, else the contiguous id of the class + 1; uint8, or
         uint16 from 255 classes on. None where the mask cannot be read or is of another size. And findings.
     """
+    if "segments_info" in row:
+        fitting, findings = panoptic.fit(row, size, labels)
+        if fitting is None:
+            return None, findings
+        kind = np.uint8 if len(labels) < 256 else np.uint16
+        codes = np.array([0, *(fitting["segments"]["category"] + 1)], kind)
+        return {**row, "mask": codes[fitting["mask"]]}, findings
     name, lookup = row["file"], _lookup(labels)
     try:
-        values = _values(_open(row["mask"], name), lookup.coloured, lookup.one, name)
+        values = _values(decode_mask(row["mask"], name), lookup.coloured, lookup.one, name)
     except UnreadableImage as error:
         return None, [(error.code, name, error.reason)]
     if values.shape != tuple(size):
@@ -239,34 +257,6 @@ class _Coloured(UnreadableImage):
     """A mask whose pixels are colours, where they should be numbers."""
 
 
-def _open(mask: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
-    """A mask, decoded and upright, its values as they stand in the file.
-
-    Raises:
-        UnreadableImage: missing, no image, or a JPEG.
-    """
-    path, content = (mask or {}).get("path"), (mask or {}).get("bytes")
-    if content is None and (path is None or not os.path.isfile(path)):
-        raise UnreadableImage(name, "there is no mask" if path is None else "no such file", "missing-mask")
-    try:
-        with PIL.Image.open(path if content is None else io.BytesIO(content), formats=image_formats()) as opened:
-            if opened.format in _LOSSY:
-                raise UnreadableImage(name, f"the mask is a {opened.format}", "lossy-mask")
-            opened.load()
-            if opened.format == "GIF" and opened.mode == "P":
-                # GIF has no grey but as a palette, whose order is the writer's.
-                colours = np.reshape(opened.getpalette("RGB"), (-1, 3))
-                return opened if (colours != colours[:, :1]).any() else opened.convert("L")
-            if opened.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-                return PIL.ImageOps.exif_transpose(opened)
-            return opened
-    except (UnreadableImage, MemoryError):
-        raise
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UnreadableImage(name, f"the mask cannot be decoded ({reason})", "unreadable-mask") from None
-
-
 def _values(image: PIL.Image.Image, coloured: bool, one: int, name: str) -> np.ndarray:
     """The values of a mask (H, W): whole numbers, or colours as 24-bit numbers.
 
@@ -305,6 +295,10 @@ def _mismatch(found: tuple[int, ...], size: tuple[int, int], image: Mapping[str,
     with PIL.Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as opened:
         turned = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return f"{reason} once its EXIF orientation has turned it, which the mask was not" if turned else reason
+
+
+def _of_segments(dataset: datasets.Dataset) -> bool:
+    return "segments_info" in dataset.column_names
 
 
 def _find_mask(features: Mapping[str, Any], given: Mapping[str, str]) -> str:
@@ -412,7 +406,7 @@ def _seen(splits: Mapping[str, datasets.Dataset], data: DataConfig) -> list[int]
     def note(mask: Mapping[str, Any] | None, name: str, coloured: bool = False) -> int | UnreadableImage:
         """The number of channels, once the values are counted."""
         try:
-            image = _open(mask, name)
+            image = decode_mask(mask, name)
             values = _values(image, coloured, 255, name)
         except UnreadableImage as error:
             return error
@@ -461,7 +455,7 @@ def _prove(split: datasets.Dataset, labels: LabelMap) -> None:
     def judged(mask: Mapping[str, Any] | None, name: str) -> tuple[int, np.ndarray] | UnreadableImage:
         """The number of pixels, and the values of those that are of no label."""
         try:
-            values = _values(_open(mask, name), lookup.coloured, lookup.one, name)
+            values = _values(decode_mask(mask, name), lookup.coloured, lookup.one, name)
         except UnreadableImage as error:
             return error
         return values.size, values[lookup(values) == lookup.unknown]

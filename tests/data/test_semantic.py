@@ -154,9 +154,9 @@ def test_unknown_values_are_ignored_and_named():
 @pytest.mark.parametrize(
     ("content", "labels", "code", "reason"),
     [
-        (b"nonsense", GREY, "unreadable-mask", "cannot be decoded"),
-        (mask(RAW)[:60], GREY, "unreadable-mask", "cannot be decoded"),
-        (b"", GREY, "unreadable-mask", "cannot be decoded"),
+        (b"nonsense", GREY, "unreadable-mask", "cannot identify image file"),
+        (mask(RAW)[:60], GREY, "unreadable-mask", "truncated"),
+        (b"", GREY, "missing-mask", "there is no mask"),
         (None, GREY, "missing-mask", "there is no mask"),
         (mask(RAW, "JPEG"), GREY, "lossy-mask", "JPEG"),
         (mask(coloured(ROAD, CAR), "JPEG"), COLOURS, "lossy-mask", "JPEG"),
@@ -177,7 +177,7 @@ def test_masks_that_cannot_be_used(tmp_path, content, labels, code, reason):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    assert fitted(None, GREY, path=str(tmp_path / "a.png")) == (None, [("missing-mask", "a.jpg", "no such file")])
+    assert fitted(None, GREY, path=str(tmp_path / "a.png")) == (None, [("missing-mask", "a.jpg", "there is no mask")])
     (tmp_path / "a.png").write_bytes(mask(RAW))
     np.testing.assert_array_equal(fitted(None, GREY, path=str(tmp_path / "a.png"))[0], FITTED)
 
@@ -441,7 +441,7 @@ def test_labels_that_are_not_those_of_the_masks(tmp_path):
         load(root, labels=["a", "b", "c"])
     root = folder(tmp_path / "c", *[mask(blocks(0, 1), "JPEG")] * 4)
     for labels in (None, ["a", "b", "c"]):
-        with pytest.raises(DataError, match=r"images/00.jpg: the mask is a JPEG"):
+        with pytest.raises(DataError, match=r"images/00.jpg: a JPEG"):
             load(root, labels=labels)
 
 
@@ -580,7 +580,7 @@ def test_tables_of_paths(tmp_path):
     rows = [*splits.train, *splits.validation]
     fits = {row["file"]: TASK.fit(row, (HEIGHT, WIDTH), splits.labels) for row in rows}
     assert [name for name, (found, _) in sorted(fits.items()) if found] == [f"photos/{name}.jpg" for name in "abc"]
-    assert fits["photos/d.jpg"][1] == [("missing-mask", "photos/d.jpg", "no such file")]
+    assert fits["photos/d.jpg"][1] == [("missing-mask", "photos/d.jpg", "there is no mask")]
     assert splits.findings.to_dict()["path-outside"]["files"] == ["../outside.png"]
 
 
