@@ -177,7 +177,10 @@ def holds_segments(path: Path) -> bool:
     """Whether a JSON file is of COCO's panoptic kind: of a large one, the start may hold nothing but its images."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(b'"segments_info"') >= 0
+            # A list is a table of rows.
+            return (
+                content[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and content.find(b'"segments_info"') >= 0
+            )
     except (OSError, ValueError):  # an empty file
         return False
 

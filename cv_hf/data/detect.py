@@ -11,7 +11,7 @@ from pathlib import Path
 from cv_hf.config import DataConfig
 from cv_hf.data.annotations import IMAGE_FOLDERS, files_in
 from cv_hf.data.annotations import folders as folders_in
-from cv_hf.data.coco import candidates, looks_like_coco
+from cv_hf.data.coco import candidates, holds_segments, looks_like_coco
 from cv_hf.data.imagefolder import is_hidden, metadata_of
 from cv_hf.data.images import image_suffixes
 from cv_hf.data.masks import shows_masks
@@ -79,10 +79,9 @@ def _format_of_file(path: Path) -> str:
 
 
 def _format_of_json(path: Path) -> str | None:
-    """COCO's formats are told by their first keys; the annotations can be too large to parse for that."""
-    with open(path, encoding="utf-8", errors="replace") as text:
-        if '"segments_info"' in text.read(1 << 16):
-            return "panoptic"
+    """COCO's formats are told by their keys; the annotations can be too large to parse for that."""
+    if holds_segments(path):
+        return "panoptic"
     return "coco" if looks_like_coco(path) else None
 
 

@@ -35,7 +35,8 @@ def to_coco(
     """A canonical split as COCO annotations.
 
     Args:
-        split: columns `image`, `image_id`, `objects` (category: contiguous ids) and `file`.
+        split: columns `image`, `image_id`, `objects` (category: contiguous ids; with or without segmentation) and
+            `file`.
         labels: of the split.
         file_names: of the images; None: the column `file`.
 
@@ -52,14 +53,14 @@ def to_coco(
         "annotations": [],
         "categories": [{"id": source, "name": name} for source, name in zip(ids, labels.names, strict=True)],
     }
+    fields = ["bbox", "category", "area", "iscrowd"]
+    fields += ["segmentation"] if "segmentation" in split.features["objects"] else []
     for index, row in enumerate(split):
         height, width = upright_size(row["image"], row.get("file"))
         name = row["file"] if file_names is None else file_names[index]
         content["images"].append({"id": row["image_id"], "file_name": name, "width": width, "height": height})
         objects = row["objects"]
-        for box, category, area, crowd in zip(
-            objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True
-        ):
+        for box, category, area, crowd, *mask in zip(*(objects[name] for name in fields), strict=True):
             content["annotations"].append(
                 {
                     "id": len(content["annotations"]) + 1,
@@ -68,6 +69,7 @@ def to_coco(
                     "bbox": box,
                     "area": box[2] * box[3] if area is None else area,
                     "iscrowd": int(crowd),
+                    **({"segmentation": mask[0]} if mask else {}),
                 }
             )
     return content
