@@ -20,6 +20,8 @@ from hypothesis.extra import numpy as arrays
 from cv_hf.config import DataConfig
 from cv_hf.data import LabelMap, check, load_split, semantic
 from cv_hf.data import labels as label_maps
+from cv_hf.data.findings import Findings
+from cv_hf.data.sample import scattered_digits
 from cv_hf.errors import DataError
 from tests.data.boxed import photo, write
 from tests.data.masked import HEIGHT, TASK, WIDTH, blocks, fitted, load, mask
@@ -650,3 +652,45 @@ def test_a_dataset_of_the_hub_without_names(hub):
     assert semantic.present(splits.train) is None
     assert list(semantic.strata(splits.train)) == [None] * len(splits.train)
     assert "class-without-samples" not in splits.findings
+
+
+# Segments
+
+
+def test_classes_of_segments():
+    pixels = np.array([0, 1000, 70_000, 5], np.uint32)[blocks(0, 1, 2, 3)]
+    content = mask(np.dstack([pixels & 255, pixels >> 8 & 255, pixels >> 16]).astype(np.uint8))
+    segments = [{"id": 1000, "category_id": 9}, {"id": 70_000, "category_id": 4}, {"id": 5, "category_id": None}]
+    feature = datasets.List({"id": datasets.Value("int64"), "category_id": datasets.Value("int64")})
+    rows = {"image": images(1), "mask": [{"bytes": content, "path": None}], "segments_info": [segments]}
+    data = DataConfig(id="a/b", labels={4: "sea", 9: "sky"})
+    split = semantic.canonical(rows_of(rows, segments_info=feature), data).add_column("file", ["a.jpg"])
+    assert set(split.column_names) == {"image", "mask", "segments_info", "file"}
+    labels = semantic.label_map({"train": split}, data)
+    assert (labels.names, labels.sources) == (("sea", "sky"), (4, 9))
+    cleaned, line = semantic.clean({"train": split}, labels, data, "hub", Findings())
+    assert line == "masks: segments of 2 classes; void ignored"
+    encoded = semantic.encode(cleaned["train"], labels)
+    assert semantic.present(encoded) == {"sea", "sky"}
+    found, findings = semantic.fit(encoded[0], (HEIGHT, WIDTH), labels)
+    assert findings == []
+    assert found["mask"].dtype == np.uint8
+    np.testing.assert_array_equal(found["mask"], blocks(0, 2, 1, 0))
+    assert semantic.fit(encoded[0], (HEIGHT, HEIGHT), labels)[1][0][0] == "mask-size-mismatch"
+
+
+def test_segments_and_masks_of_one_dataset_agree(tmp_path):
+    root = scattered_digits(tmp_path / "digits", train=6, validation=2, test=2)
+    by_masks, _ = load(root)
+    by_segments, lines = load(root, format="panoptic")
+    assert by_masks.labels.names == by_segments.labels.names
+    assert "data: masks: segments of 11 classes; void ignored" in lines
+    for name in ("train", "test"):
+        one, other = getattr(by_masks, name), getattr(by_segments, name)
+        assert len(one) == len(other) > 0
+        for row, same in zip(one, other, strict=True):
+            values = np.asarray(PIL.Image.open(row["mask"]["path"]))
+            for splits, each in ((by_masks, row), (by_segments, same)):
+                fitting, findings = TASK.fit(each, values.shape, splits.labels)
+                assert findings == []
+                np.testing.assert_array_equal(fitting["mask"], values + 1)
