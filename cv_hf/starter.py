@@ -7,10 +7,13 @@ from pathlib import Path
 import yaml
 
 from cv_hf.config import DataConfig
-from cv_hf.data import holds_boxes, load_splits
+from cv_hf.data import load_splits, task_shown
 from cv_hf.errors import RecipeError
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
+
+# Told from data in this order: panoptic segments are masks too.
+_SHOWN = ("object-detection", "panoptic-segmentation", "semantic-segmentation")
 
 
 def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model: str | None = None) -> None:
@@ -51,11 +54,11 @@ def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model
 
 
 def task_of(data: DataConfig, name: str | None = None) -> Task:
-    """The task of that name, else the one whose targets the data holds: boxes, else classes.
+    """The task of that name, else the one whose targets the data holds: boxes, segments, masks, else classes.
 
     Raises:
         DataError: the data is not there, or cannot be read.
     """
-    if name is None:
-        name = "object-detection" if holds_boxes(data, get_task("object-detection")) else "image-classification"
-    return get_task(name)
+    if name is not None:
+        return get_task(name)
+    return task_shown(data, [get_task(each) for each in _SHOWN]) or get_task("image-classification")

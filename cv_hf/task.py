@@ -67,6 +67,7 @@ class Task:
             called with, kept with the model.
         predict: (model outputs, model configuration, image processor, image sizes as (height, width), arguments) ->
             one JSON-ready prediction per image, what pipeline() answers for it.
+        call_note: what the card says of these arguments.
         complete: the arguments for a prediction that leaves nothing out; None where there is no such prediction, as
             what is left out decides what the rest looks like.
         shown: (complete prediction, arguments) -> what pipeline() shows of it, called with these.
@@ -110,6 +111,7 @@ class Task:
 
     arguments: Callable[[Mapping[str, Any], Any], dict[str, Any]]
     predict: Callable[[Any, Any, Any, Sequence[tuple[int, int]], Mapping[str, Any]], list[Any]]
+    call_note: str
     complete: Mapping[str, Any] | None
     shown: Callable[[Any, Mapping[str, Any]], Any]
     surest: Callable[[Any], tuple[Any, dict[str, Any]]]

@@ -2,7 +2,7 @@
 
 from cv_hf.data.columns import find_column
 from cv_hf.data.detect import detect_format
-from cv_hf.data.doctor import check, holds_boxes
+from cv_hf.data.doctor import check, task_shown
 from cv_hf.data.findings import CODES, NAMES_KEPT, Findings
 from cv_hf.data.images import UnreadableImage, check_images, decode, image_suffixes, read_header
 from cv_hf.data.labels import LabelMap, from_class_names
@@ -23,9 +23,9 @@ __all__ = [
     "detect_format",
     "find_column",
     "from_class_names",
-    "holds_boxes",
     "image_suffixes",
     "load_split",
     "load_splits",
     "read_header",
+    "task_shown",
 ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cv_hf.config import DataConfig
-from cv_hf.data import detection
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, decode
 from cv_hf.data.labels import LabelMap
-from cv_hf.data.load import BOX_READERS, canonical_rows, clean_rows, read, unlabelled
+from cv_hf.data.load import canonical_rows, clean_rows, read, unlabelled
 from cv_hf.data.splits import role_of
 from cv_hf.errors import DataError
 from cv_hf.task import Task
@@ -64,25 +63,26 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     return findings.to_dict()
 
 
-def holds_boxes(data: DataConfig, detecting: Task) -> bool:
-    """Whether a dataset is one of boxes: by its format, else by its columns.
-
-    Args:
-        data: the data section.
-        detecting: the task of object detection.
+def task_shown(data: DataConfig, tasks: Sequence[Task]) -> Task | None:
+    """The first of the tasks whose targets a dataset holds, by its format, else by its columns; None for none of them.
 
     Raises:
         DataError: the dataset cannot be read.
         HubError: the Hub failed.
     """
-    if (data.format or detect_format(data)) in BOX_READERS:
-        return True
-    source = read(data, detecting, [], Findings())
-    try:
-        detection.canonical(next(iter(source.splits.values())).select(range(1)), data)
-    except DataError:
-        return False
-    return True
+    found = data.format or detect_format(data)
+    of_format = [task for task in tasks if found in task.formats]
+    if of_format:
+        return of_format[0]
+    source = read(data, tasks[0], [], Findings())
+    first = next(iter(source.splits.values()))
+    for task in tasks:
+        try:
+            task.canonical(first.select(range(min(1, len(first)))), data)
+        except DataError:
+            continue
+        return task
+    return None
 
 
 def _judged(row: Mapping[str, Any], task: Task, labels: LabelMap) -> list[tuple[str, str, str]]:

@@ -6,6 +6,7 @@ their code: github.com/SHI-Labs/OneFormer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, OneFormerProcessor, PreTrainedModel
+from transformers import AutoTokenizer, OneFormerProcessor, PreTrainedConfig, PreTrainedModel
 
 SUBTASKS = ("semantic", "instance", "panoptic")
 _FILLERS = {"semantic": "a semantic photo", "instance": "an instance photo", "panoptic": "a panoptic photo"}
@@ -130,6 +131,14 @@ def mend(model: PreTrainedModel) -> None:
         model.criterion.forward = partial(_contrastive_loss, model.criterion.forward)
     for layer in model.model.text_mapper.text_encoder.transformer.layers:
         layer.self_attn.register_forward_pre_hook(_look_back, with_kwargs=True)
+
+
+def whole_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the configuration of a model with all of its weights; OneFormer's would leave out what reads texts."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "is_training"):
+        config.is_training = True
+    return config
 
 
 def _choose_mode(model: PreTrainedModel, inputs: Any, named: Mapping[str, Any]) -> None:

@@ -18,10 +18,6 @@ from cv_hf.config import Recipe
 from cv_hf.data import LabelMap
 from cv_hf.task import Task
 
-_THRESHOLD = """
-This threshold has the best F1 (at IoU 0.5) over all classes on the validation split; `cv_hf.json` holds it, and that of
-each class.
-"""
 # How the card's example names the model until a push gives it a repository.
 THIS_FOLDER = 'model="path/to/this/folder"'
 
@@ -166,7 +162,7 @@ from transformers import pipeline
 model = pipeline("{task.pipeline}", {THIS_FOLDER})
 print(model("photo.jpg"{call}))
 ```
-{_THRESHOLD if "threshold" in call else ""}
+{f"{chr(10)}{task.call_note}{chr(10)}" if call and task.call_note else ""}
 ## Scores on the {split} split
 
 | metric | value |

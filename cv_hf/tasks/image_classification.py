@@ -185,6 +185,7 @@ TASK = Task(
     update=update,
     arguments=lambda metrics, config: {},
     predict=predict,
+    call_note="",
     complete={},
     shown=lambda prediction, arguments: prediction,
     surest=lambda prediction: (prediction, {}),

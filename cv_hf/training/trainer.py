@@ -19,7 +19,7 @@ from transformers.trainer_callback import EarlyStoppingCallback, ExportableState
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from cv_hf.errors import CvHfError, DataError, ModelError, RecipeError
-from cv_hf.models import PixelMap, head_parameters
+from cv_hf.models import PixelMap, head_parameters, whole_config
 from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
 from cv_hf.training.ema import EMA, TRAINING_WEIGHTS
 from cv_hf.training.samples import EpochSampler, EvalSamples
@@ -247,7 +247,8 @@ class Trainer(transformers.Trainer):
         from_pretrained knows both.
         """
         kind = type(self.model)
-        saved, info = kind.from_pretrained(folder, dtype=self.model.dtype, output_loading_info=True)
+        config = whole_config(self.model)
+        saved, info = kind.from_pretrained(folder, config=config, dtype=self.model.dtype, output_loading_info=True)
         if info["missing_keys"] or info["mismatched_keys"]:
             raise ModelError(f"{folder}: weights are missing in this checkpoint. Remove it to go on from an older one.")
         self.model.load_state_dict(saved.state_dict())

@@ -1,0 +1,65 @@
+"""Panoptic segmentation: every pixel belongs to an object or to a class of stuff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cv_hf import segmentation
+from cv_hf.data import LabelMap, panoptic
+from cv_hf.metrics import Accumulator
+from cv_hf.task import Task
+
+
+def metrics(labels: LabelMap, columns: Sequence[str]) -> dict[str, bool]:
+    """Metric names, each with whether greater is better; the first chooses the best checkpoint."""
+    return {"pq": True, "sq": True, "rq": True, "pq_things": True, "pq_stuff": True}
+
+
+def metric(labels: LabelMap, columns: Sequence[str]) -> Accumulator:
+    """An empty accumulator of panoptic quality."""
+    return segmentation.accumulators(labels)["panoptic"]
+
+
+def arguments(metrics: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """The thresholds at which the model was measured."""
+    return {"subtask": "panoptic", **segmentation.PANOPTIC_THRESHOLDS}
+
+
+TASK = Task(
+    name="panoptic-segmentation",
+    pipeline="image-segmentation",
+    auto_class="AutoModelForUniversalSegmentation",
+    subtasks=("panoptic",),
+    default_model="facebook/mask2former-swin-tiny-coco-panoptic",
+    augment=segmentation.AUGMENT,
+    train_defaults=segmentation.TRAIN_DEFAULTS,
+    formats=("panoptic",),
+    moved="mask",
+    canonical=panoptic.canonical,
+    clean=panoptic.clean,
+    label_map=panoptic.label_map,
+    strata=panoptic.strata,
+    encode=panoptic.encode,
+    present=panoptic.present,
+    model_fields=segmentation.model_fields,
+    metrics=metrics,
+    fit=panoptic.fit,
+    train_sample=segmentation.train_sample,
+    targets=segmentation.targets,
+    eval_loss=False,
+    metric=metric,
+    update=segmentation.count,
+    arguments=arguments,
+    predict=segmentation.predict,
+    call_note=segmentation.PANOPTIC_NOTE,
+    complete=None,
+    shown=lambda prediction, arguments: prediction,
+    surest=lambda prediction: (prediction, {}),
+    compare=segmentation.compare,
+    score_answers=segmentation.score_answers,
+    export=lambda predictions, sizes, labels: {},
+    truth=segmentation.truth,
+    draw=segmentation.draw,
+    tile=400,
+)
