@@ -47,8 +47,10 @@ _QUERIES = {
 _LOGITS = {"Beit", "CHMv2", "DPT", "MobileNetV2", "MobileViT", "Sapiens2", "Segformer", "Tipsv2Dpt"}
 _MASK2FORMER_SIZE = (384, 384)
 # Kernels of PyTorch: at most so many output rows and columns together, or channels-last input with at least so many
-# channels, go by vectors of channels; whole multiples of any CPU's vector.
-_SMALL, _FEW, _VECTORS = 128, 4, 64
+# channels, go by vectors of channels. Whole multiples of any CPU's vector: of channels, and of what a loop takes.
+_SMALL, _FEW, _CHANNELS, _VECTORS = 128, 4, 16, 64
+# Floats that may be held at a time where channels are resized together, if so few suffice.
+_AT_ONCE = 2**26
 
 
 def semantic_maps(outputs: Any, processor: Any, sizes: Sequence[Size]) -> list[np.ndarray]:
@@ -66,10 +68,7 @@ def semantic_maps(outputs: Any, processor: Any, sizes: Sequence[Size]) -> list[n
     if name is None or name == "RfDetr":
         maps = processor.post_process_semantic_segmentation(outputs, target_sizes=_plain(sizes))
         return [np.asarray(labels.cpu()).astype(np.uint16) for labels in maps]
-    return [
-        _winners((plane.float().numpy(), np.uint16(label)) for label, plane in enumerate(planes))
-        for planes in _class_planes(outputs, processor, name, _plain(sizes))
-    ]
+    return [_winners(planes) for planes in _class_planes(outputs, processor, name, _plain(sizes))]
 
 
 def instance_segments(
@@ -217,23 +216,26 @@ def _resized(mask: MaskOf, count: int, size: Size, antialias: bool = False) -> M
     return _bilinear(torch.stack([mask(index) for index in range(count)]), size).__getitem__
 
 
-def _planes(scores: torch.Tensor, size: Size) -> Iterator[torch.Tensor]:
-    """(C, h, w), resized to (H, W) as if at once, yielded one by one."""
+def _planes(scores: torch.Tensor, size: Size) -> Iterator[tuple[np.ndarray, Any]]:
+    """For `_winners`: (C, h, w), resized to (H, W) as if at once, by itself or the largest of a few channels."""
     count = len(scores)
-    if sum(size) <= _SMALL:
-        yield from _bilinear(scores, size)
-    elif count >= _FEW and scores[None].is_contiguous(memory_format=torch.channels_last):
-        for start in range(0, count, 16):
-            part = scores[None, start : start + 16]
-            part = functional.pad(part, (0, 0, 0, 0, 0, max(0, _FEW - part.shape[1])))
-            part = functional.interpolate(
-                part.contiguous(memory_format=torch.channels_last), size=size, mode="bilinear", align_corners=False
-            )
-            for plane in part[0, : count - start]:
-                yield plane.contiguous()
-    else:
-        for plane in scores:
-            yield _bilinear(plane[None], size)[0]
+    channels_last = count >= _FEW and scores[None].is_contiguous(memory_format=torch.channels_last)
+    if sum(size) <= _SMALL or not channels_last:
+        yield from _numbered(map(_resized(scores.__getitem__, count, size), range(count)))
+        return
+    step = max(1, _AT_ONCE // (_CHANNELS * size[0] * size[1])) * _CHANNELS
+    for start in range(0, count, step):
+        part = scores[None, start : start + step]
+        part = functional.pad(part, (0, 0, 0, 0, 0, max(0, _FEW - part.shape[1])))
+        part = part.contiguous(memory_format=torch.channels_last)
+        part = functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
+        largest, labels = part[0, : count - start].max(dim=0)
+        del part
+        yield largest.float().numpy(), labels.numpy().astype(np.uint16) + np.uint16(start)
+
+
+def _numbered(planes: Iterable[torch.Tensor]) -> Iterator[tuple[np.ndarray, Any]]:
+    return ((plane.float().numpy(), np.uint16(label)) for label, plane in enumerate(planes))
 
 
 def _sigmoid(mask: torch.Tensor, index: int, count: int) -> torch.Tensor:
@@ -263,19 +265,22 @@ def _winners(planes: Iterable[tuple[np.ndarray, Any]]) -> np.ndarray:
     return codes
 
 
-def _class_planes(outputs: Any, processor: Any, name: str, sizes: list[Size]) -> Iterator[Iterator[torch.Tensor]]:
-    """For each image, its scores of the classes, each (H, W)."""
+def _class_planes(
+    outputs: Any, processor: Any, name: str, sizes: list[Size]
+) -> Iterator[Iterator[tuple[np.ndarray, Any]]]:
+    """For each image, its scores of the classes at its size, for `_winners`."""
     if name in _LOGITS:
         yield from (_planes(logits, size) for logits, size in zip(_logits(outputs), sizes, strict=True))
         return
     patches = getattr(outputs, "patch_offsets", None) if name == "Eomt" else None
     if patches:
-        yield from (_merged(outputs, processor, name, index, size) for index, size in enumerate(sizes))
+        yield from (_numbered(_merged(outputs, processor, name, index, size)) for index, size in enumerate(sizes))
         return
     for classes, masks, size in _images(outputs, name, sizes):
         scores = _class_scores(processor, name, classes[None], masks[None])[0]
         if name == "OneFormer" and not type(processor).__name__.endswith("Pil"):
-            yield map(_resized(scores.__getitem__, len(scores), size, antialias=True), range(len(scores)))
+            resized = _resized(scores.__getitem__, len(scores), size, antialias=True)
+            yield _numbered(map(resized, range(len(scores))))
         else:
             yield _planes(scores, size)
 
@@ -474,14 +479,15 @@ def _competition(
     if not labels:
         return {"segmentation": np.full(size, -1, np.int32), "segments_info": []}
     own_areas = []
+    limit = torch.tensor(mask_threshold, dtype=scores.dtype).item()
 
     def planes() -> Iterator[tuple[np.ndarray, Any]]:
         for index, score in enumerate(scores):
             mask = masks(index)
-            weighted = mask * score
-            inside = ((mask if eomt else weighted) >= mask_threshold).numpy()
+            weighted = (mask * score).float().numpy()
+            inside = (mask.float().numpy() if eomt else weighted) >= limit
             own_areas.append(np.count_nonzero(inside))
-            yield weighted.float().numpy(), inside + np.uint16(2 * index) if eomt else np.uint16(2 * index)
+            yield weighted, inside + np.uint16(2 * index) if eomt else np.uint16(2 * index)
 
     codes = _winners(planes())
     # Per query: won pixels outside and, for EoMT, inside its own mask.
@@ -504,7 +510,7 @@ def _competition(
             fused[label] = number
         was_fused = {} if eomt else {"was_fused": label in fuse}
         segments.append({"id": number, "label_id": label, **was_fused, "score": round(scores[index].item(), 6)})
-    return {"segmentation": ids.ravel()[codes], "segments_info": segments}
+    return {"segmentation": ids.take(codes), "segments_info": segments}
 
 
 def _overlapping(

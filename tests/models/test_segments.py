@@ -234,13 +234,14 @@ def test_semantic_maps_of_queries(family: str, variant: str, classes: int, class
 
 @pytest.mark.parametrize("name", LOGIT_PROCESSORS)
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_semantic_maps_of_logits(name: str, order: torch.memory_format) -> None:
+def test_semantic_maps_of_logits(name: str, order: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = getattr(transformers, name)()
     assert segments._family(None, processor) in segments._LOGITS
     for classes, shape in itertools.product((1, 3, 19, 33), MASKS):
         logits = torch.randn(3, classes, *shape, generator=torch.Generator().manual_seed(classes))
         # Rounded: equal scores, so that the order of the classes decides.
-        for values in (logits, logits.round()):
+        for values, at_once in itertools.product((logits, logits.round()), (0, 2**26)):
+            monkeypatch.setattr(segments, "_AT_ONCE", at_once)
             outputs = SimpleNamespace(logits=values.contiguous(memory_format=order))
             theirs = processor.post_process_semantic_segmentation(outputs, target_sizes=SIZES)
             for our, their in zip(semantic_maps(outputs, processor, SIZES), theirs, strict=True):
@@ -261,14 +262,21 @@ def test_semantic_maps_of_eomts_patches(class_info: Path) -> None:
         np.testing.assert_array_equal(our, their.numpy())
 
 
-def test_a_large_semantic_map_takes_two_planes_and_not_one_for_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    interpolate = functional.interpolate
-    monkeypatch.setattr(functional, "interpolate", lambda *a, **k: asked.append(interpolate(*a, **k)) or asked[-1])
-    for order in (torch.contiguous_format, torch.channels_last):
-        logits = torch.randn(1, 60, 8, 8).contiguous(memory_format=order)
-        semantic_maps(SimpleNamespace(logits=logits), transformers.SegformerImageProcessor(), [(100, 200)])
-    assert {part.shape[1] for part in asked} == {1, 16, 12}
+@pytest.mark.parametrize(("order", "together"), [(torch.contiguous_format, {1}), (torch.channels_last, {32, 28})])
+def test_a_large_semantic_map_never_holds_all_classes(
+    order: torch.memory_format, together: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resized, interpolate = [], functional.interpolate
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        resized.append(interpolate(*args, **kwargs))
+        return resized[-1]
+
+    monkeypatch.setattr(functional, "interpolate", counted)
+    monkeypatch.setattr(segments, "_AT_ONCE", 32 * 100 * 200)
+    logits = torch.randn(1, 60, 8, 8).contiguous(memory_format=order)
+    semantic_maps(SimpleNamespace(logits=logits), transformers.SegformerImageProcessor(), [(100, 200)])
+    assert {part.shape[1] for part in resized} == together
 
 
 def crowded(family: str) -> SimpleNamespace:
