@@ -15,7 +15,9 @@ import torch
 from benchmarks.bccd import bccd
 from benchmarks.clothing import clothing
 from benchmarks.detection_metric import detection_metric
+from benchmarks.neighborhood import neighborhood
 from benchmarks.segmentation_memory import segmentation_memory
+from benchmarks.segments import segments
 from benchmarks.startup import startup
 from cv_hf.environment import quiet, report
 
@@ -23,7 +25,9 @@ BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "bccd": bccd,
     "clothing": clothing,
     "detection_metric": detection_metric,
+    "neighborhood": neighborhood,
     "segmentation_memory": segmentation_memory,
+    "segments": segments,
     "startup": startup,
 }
 FOLDER = Path("runs/bench")
