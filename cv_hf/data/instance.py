@@ -289,7 +289,7 @@ def _seen(splits: Mapping[str, datasets.Dataset]) -> set[int]:
             numbers, _ = rle.runs(_numbered(mask, ""))
         except UnreadableImage:
             return set()
-        return {int(number) >> 8 for number in np.unique(numbers) if number}
+        return {int(number) & 255 for number in np.unique(numbers) if number}
 
     seen: set[int] = set()
     with ThreadPoolExecutor(max_workers=min(16, 4 * (os.cpu_count() or 1))) as pool:
@@ -300,14 +300,14 @@ def _seen(splits: Mapping[str, datasets.Dataset]) -> set[int]:
 
 
 def _numbered(mask: Mapping[str, Any], name: str) -> np.ndarray:
-    """256 red + green of each pixel (height, width) that shows an object, else 0."""
+    """256 green + red of each pixel (height, width) that shows an object, else 0."""
     image = decode_mask(mask, name)
     if image.mode not in ("RGB", "RGBA"):
         reason = f"not in red (the class) and green (the object), but of mode {image.mode}"
         raise UnreadableImage(name, reason, "unreadable-mask")
     pixels = np.asarray(image)
-    red, green = pixels[..., 0].astype(np.uint16), pixels[..., 1]
-    return np.where(green > 0, (red << 8) | green, 0).astype(np.uint16)
+    red, green = pixels[..., 0], pixels[..., 1].astype(np.uint16)
+    return np.where(green > 0, (green << 8) | red, 0).astype(np.uint16)
 
 
 def _from_map(
@@ -325,7 +325,7 @@ def _from_map(
     masks, categories = [], []
     known = {source: index for index, source in enumerate(labels.sources) if source is not None}
     for number, mask in zip(*rle.from_map(ids), strict=True):
-        red, green = divmod(int(number), 256)
+        green, red = divmod(int(number), 256)
         if red in known:
             masks.append(mask)
             categories.append(known[red])
