@@ -347,9 +347,7 @@ def _things(
                     said.setdefault(pair["category"], set()).add(pair["isthing"])
         for name, source in zip(labels.names, labels.sources, strict=True):
             if len(said.get(source, ())) > 1:
-                raise DataError(
-                    f"{name!r} is a thing in some segments and stuff in others; name the stuff: data.stuff."
-                )
+                raise DataError(f"{name!r} is a thing in some segments and stuff in others; set data.stuff.")
         countable = {source for source, values in said.items() if True in values}
     else:
         return None

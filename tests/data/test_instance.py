@@ -155,7 +155,8 @@ FAULTS = {
     "mask-unreadable": [
         "polygon", 5, [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, None, 4, 5, 6]], [[1, 2, 3, 4, 5, 1e9]], [["x"] * 6],
         {"size": [40, 60], "counts": "no"}, {"size": [40, 60], "counts": [2399]},
-        {"size": [40, 60], "counts": [-1, 2401]}, {"size": [40, 60], "counts": [2401]}, {"size": [40, 60], "counts": "5"}, {"size": [40, 60], "counts": ""},
+        {"size": [40, 60], "counts": [-1, 2401]}, {"size": [40, 60], "counts": [2401]},
+        {"size": [40, 60], "counts": "5"}, {"size": [40, 60], "counts": ""},
         {"size": [40, 60], "counts": [0.5, 2399.5]}, {"size": [40, 60], "counts": {"a": 1}},
         {"size": [40], "counts": [2400]}, {"size": "40x60", "counts": [2400]}, {"size": [40, 60], "counts": [1e300]},
     ],
