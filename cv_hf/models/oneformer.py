@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, OneFormerProcessor, PreTrainedConfig, PreTrainedModel
 
+from cv_hf.errors import ModelError
+
 SUBTASKS = ("semantic", "instance", "panoptic")
 _FILLERS = {"semantic": "a semantic photo", "instance": "an instance photo", "panoptic": "a panoptic photo"}
 # Where a processor takes its classes from: nowhere. Published ones name a file in another repository.
@@ -100,6 +102,9 @@ def prompted(
         name: the checkpoint that holds the tokenizer.
         things: names of the countable classes; None: those that the processor knows, else all.
         source: revision and trust_remote_code.
+
+    Raises:
+        ModelError: the checkpoint has no tokenizer.
     """
     config = model.config
     tokenizer = AutoTokenizer.from_pretrained(name, **source)
@@ -114,7 +119,14 @@ def prompted(
             "class_names": list(names.values()),
         }
     image_processor.num_text = config.num_queries - config.text_encoder_n_ctx
-    return PromptedProcessor(image_processor, tokenizer, config.task_seq_len, config.text_encoder_context_length)
+    processor = PromptedProcessor(image_processor, tokenizer, config.task_seq_len, config.text_encoder_context_length)
+    if len({tuple(processor.prompt(subtask, 1)["task_inputs"][0].tolist()) for subtask in SUBTASKS}) < len(SUBTASKS):
+        # Where its files are missing, Transformers makes a tokenizer that knows no word.
+        raise ModelError(
+            f"{name} has no tokenizer that tells its subtasks apart.\n"
+            "Copy tokenizer.json, or vocab.json and merges.txt, from the model it was made from."
+        )
+    return processor
 
 
 def mend(model: PreTrainedModel) -> None:

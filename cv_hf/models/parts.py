@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,8 @@ from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 
+from cv_hf.models.oneformer import whole_config
+
 # EoMT is a plain vision transformer with queries among its tokens: its parts lie side by side.
 _PLAIN_ENCODERS = ("eomt", "eomt_dinov3")
 _ENCODER = ("embeddings", "layers", "layernorm")
@@ -19,7 +20,7 @@ _ENCODER = ("embeddings", "layers", "layernorm")
 
 def output_parameters(model: PreTrainedModel) -> set[str]:
     """Return the names of the parameters whose shape follows from the number of labels."""
-    config = copy.deepcopy(model.config)
+    config = whole_config(model)
     config.num_labels = model.config.num_labels + 1
     with torch.device("meta"), meta_device_safe_creation_ops(), no_init_weights():
         wider = type(model)(config)
