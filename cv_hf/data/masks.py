@@ -273,7 +273,6 @@ def _paired(
         found: list[_File] = []
         for stem in dict.fromkeys((photo.stem, _IMAGE_ENDING.sub("", photo.stem))):
             found = found or _of_split(by_name.get((photo.below, stem), ()), photo.split)
-            found = [mark for mark in found if mark.stem == stem] or found
         used.update(mark.path for mark in found)
         found = _most_usual(found)
         if len(found) == 1:
