@@ -168,19 +168,24 @@ def looks_like_coco(path: Path) -> bool:
     if isinstance(keys, dict) and not isinstance(keys.get("images", []), list):
         return False
     coco = named("images") and (named("annotations") or named("categories") or named("info"))
-    # The annotations may come first, and fill the start of the file.
-    coco = coco or (keys is None and all(f'"{key}"' in start for key in ("annotations", "image_id", "category_id")))
+    if not coco and keys is None:
+        # The annotations may come first, and fill the start of the file; or the images.
+        coco = all(f'"{key}"' in start for key in ("annotations", "image_id", "category_id"))
+        coco = coco or (named("images") and named("file_name") and _mentions(path, "annotations"))
     return coco and not holds_segments(path)
 
 
 def holds_segments(path: Path) -> bool:
     """Whether a JSON file is of COCO's panoptic kind: of a large one, the start may hold nothing but its images."""
+    return _mentions(path, "segments_info")
+
+
+def _mentions(path: Path, key: str) -> bool:
+    """Whether a key stands anywhere in a file of one JSON object; one of a list is a table of rows."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            # A list is a table of rows.
-            return (
-                content[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and content.find(b'"segments_info"') >= 0
-            )
+            start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
+            return start.startswith(b"{") and content.find(f'"{key}"'.encode()) >= 0
     except (OSError, ValueError):  # an empty file
         return False
 

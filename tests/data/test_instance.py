@@ -194,6 +194,13 @@ def test_the_size_is_the_images_own_where_the_file_does_not_say(tmp_path):
         read(tmp_path, annotations([{"segmentation": None}]))
 
 
+def test_a_large_file_that_begins_with_its_images(tmp_path):
+    content = annotations([{"segmentation": TRIANGLE}])
+    content["images"][0]["license"] = "x" * 70_000
+    objects, _ = read(tmp_path, content)
+    assert len(objects["segmentation"]) == 1
+
+
 def test_a_hostile_size_of_image_takes_no_memory(tmp_path):
     content = annotations([{"segmentation": TRIANGLE}, {"segmentation": {"size": [10**9, 10**9], "counts": [10**18]}}])
     content["images"][0] |= {"width": 10**9, "height": 10**9}
