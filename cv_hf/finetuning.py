@@ -109,8 +109,7 @@ def finetune(
         trained = replace(trained, arguments=task.arguments(metrics["validation"], trained.model.config))
         url = None
         if is_main():
-            whole = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-            memory = replace(trained, model=whole.eval(), processor=built.processor)
+            memory = replace(trained, model=trainer.plain_model().eval(), processor=built.processor)
             write_results(trained, memory, recipe, splits, built, folder, metrics)
             url = publish.push(folder, recipe.hub.repo_id, private=recipe.hub.private) if recipe.hub else None
         return Run(folder, folder / "model", metrics, trainer.state.log_history, url)

@@ -227,16 +227,20 @@ def evidence(memory: Trained, dataset: datasets.Dataset) -> dict[str, Any]:
         {SHA-256 of an image's file: {"answer": prediction, "arguments": those that show it}}
     """
     task = memory.task
-    whole = memory if task.complete is None else replace(memory, arguments=task.complete)
-    answers = {
-        digest(row["image"]): task.surest(prediction)
-        for row, prediction, _ in predict(whole, _spread(dataset, EVIDENCE))
-        if prediction is not None
-    }
-    return {
-        seen: {"answer": answer, "arguments": memory.arguments if task.complete is None else arguments}
-        for seen, (answer, arguments) in answers.items()
-    }
+    seen: dict[str, dict[str, Any]] = {}
+    for row, prediction, _ in predict(
+        replace(memory, arguments={**memory.arguments, **task.complete}), _spread(dataset, EVIDENCE)
+    ):
+        if prediction is not None:
+            answer, arguments = task.surest(prediction)
+            seen[digest(row["image"])] = {"answer": answer, "arguments": {**memory.arguments, **arguments}}
+    if task.shown is None:
+        for row in _spread(dataset, EVIDENCE):
+            witness = seen.get(digest(row["image"]))
+            if witness is not None:
+                asked = replace(memory, arguments=witness["arguments"])
+                witness["answer"] = next(predict(asked, datasets.Dataset.from_list([row], dataset.features)))[1]
+    return seen
 
 
 def digest(image: Mapping[str, Any]) -> str:

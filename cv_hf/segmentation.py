@@ -35,6 +35,8 @@ MASK_THRESHOLDS = {"rf_detr": 0.0}
 PANOPTIC_THRESHOLDS = {"threshold": 0.5, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.8}
 PANOPTIC_NOTE = """Panoptic quality is measured at these thresholds, with the segments of a stuff class joined, as its
 definition asks; `pipeline()` leaves them apart."""
+# So many segments of an image are kept as evidence.
+SUREST = 10
 # Two answers agree in a segment whose score differs by no more than this, and whose mask overlaps so far or differs in
 # so few pixels: one on the border of two segments may fall to either.
 SCORE_TOLERANCE = 1e-4
@@ -265,6 +267,13 @@ def predict(
         ]
         for image in segment(outputs, processor, sizes, thresholds)
     ]
+
+
+def surest(prediction: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], dict[str, Any]]:
+    """The segments of the highest scores, and the threshold that shows them; a semantic map is kept whole."""
+    scores = sorted((one["score"] for one in prediction if one["score"] is not None), reverse=True)
+    threshold = scores[SUREST] if len(scores) > SUREST else 0.0
+    return [one for one in prediction if one["score"] is None or one["score"] > threshold], {"threshold": threshold}
 
 
 def compare(

@@ -68,9 +68,9 @@ class Task:
         predict: (model outputs, model configuration, image processor, image sizes as (height, width), arguments) ->
             one JSON-ready prediction per image, what pipeline() answers for it.
         call_note: what the card says of these arguments.
-        complete: the arguments for a prediction that leaves nothing out; None where there is no such prediction, as
-            what is left out decides what the rest looks like.
-        shown: (complete prediction, arguments) -> what pipeline() shows of it, called with these.
+        complete: the arguments for a prediction that leaves nothing out.
+        shown: (complete prediction, arguments) -> what pipeline() shows of it, called with these; None where the model
+            has to be asked anew, as what is left out decides what the rest looks like.
         surest: complete prediction -> a part of it that is worth keeping, and the arguments that show this part.
         compare: (prediction, another of the same image, (height, width), the arguments of both) -> how far they differ,
             0 where they agree, and the worst difference in words.
@@ -112,8 +112,8 @@ class Task:
     arguments: Callable[[Mapping[str, Any], Any], dict[str, Any]]
     predict: Callable[[Any, Any, Any, Sequence[tuple[int, int]], Mapping[str, Any]], list[Any]]
     call_note: str
-    complete: Mapping[str, Any] | None
-    shown: Callable[[Any, Mapping[str, Any]], Any]
+    complete: Mapping[str, Any]
+    shown: Callable[[Any, Mapping[str, Any]], Any] | None
     surest: Callable[[Any], tuple[Any, dict[str, Any]]]
     compare: Callable[[Any, Any, tuple[int, int], Mapping[str, Any]], tuple[float, str]]
     score_answers: Callable[[Sequence[Any], Iterable[Mapping[str, Any]], Any, Mapping[str, Any]], dict[str, float]]

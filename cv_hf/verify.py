@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,9 +61,11 @@ def plain(one):
     ends = [0, *np.flatnonzero(flat[1:] != flat[:-1]).tolist(), mask.size]
     counts = [end - start for start, end in zip(ends, ends[1:])]
     return {"score": one["score"], "label": one["label"], "segmentation": {"size": list(mask.shape), "counts": counts}}
-for file in request["files"]:
+for file, more in zip(request["files"], request["more"]):
     answer = [plain(one) for one in run(file, **request["arguments"])]
-    print("answer " + json.dumps({"answer": answer, "everything": everything or answer}), flush=True)
+    found = {"answer": answer, "everything": everything[:] or answer}
+    found["witnessed"] = [plain(one) for one in run(file, **more)] if more is not None else None
+    print("answer " + json.dumps(found), flush=True)
 assert "cv_hf" not in sys.modules
 """
 
@@ -159,18 +161,16 @@ def verify(
         kept = [index for index in range(len(dataset)) if index not in left_out]
         if not kept:
             raise DataError(f"{data.id}: no image is left to compare.")
+        witnesses = {index: _witness(evidence.get(digests[index]), call) for index in kept}
         with _files(dataset, kept) as files:
-            theirs = dict(zip(kept, _answers(asked, files, trust_remote_code), strict=True))
+            answers = _answers(asked, files, list(witnesses.values()), trust_remote_code)
+            theirs = dict(zip(kept, answers, strict=True))
         whose = f" ({call['subtask']})" if subtasks else ""
         differences: list[tuple[float, str]] = []
         for index in kept:
-            witness = evidence.get(digests[index])
-            # Answers that cannot be made to show less are compared with those of the same call alone.
-            if witness is not None and (trained.task.complete is not None or witness["arguments"] == call):
+            if witnesses[index] is not None:
                 seen.add(index)
-            else:
-                witness = None
-            worst, words = _worst(asked, *ours[index], **theirs[index], witness=witness)
+            worst, words = _worst(asked, *ours[index], **theirs[index], witness=witnesses[index])
             if worst > 0:
                 differences.append((worst, f"{dataset[index]['file']}: {words}{whose}"))
         lines += [line for _, line in sorted(differences, key=lambda one: -one[0])]
@@ -181,17 +181,28 @@ def verify(
     return Verdict(len(kept), len(seen), lines, metrics, [dataset[index]["file"] for index in sorted(left_out)])
 
 
+def _witness(witness: dict[str, Any] | None, call: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The evidence of an image, if it is of the subtask that is asked for."""
+    same = witness is not None and witness["arguments"].get("subtask") == call.get("subtask")
+    return witness if same else None
+
+
 def _worst(
-    asked: Trained, size: tuple[int, int], prediction: Any, answer: Any, everything: Any, witness: Any
+    asked: Trained, size: tuple[int, int], prediction: Any, answer: Any, everything: Any, witnessed: Any, witness: Any
 ) -> tuple[float, str]:
     """The worst difference between pipeline()'s answer to an image and those of evaluation and of training."""
     task, call = asked.task, asked.arguments
-    comparisons = [("by evaluation", task.shown(prediction, call), answer, call)]
-    if task.complete is not None:
-        comparisons.append(("by evaluation", prediction, everything, task.complete))
+    if task.shown is None:
+        comparisons = [("by evaluation", prediction, answer, call)]
+    else:
+        comparisons = [
+            ("by evaluation", prediction, everything, task.complete),
+            ("by evaluation", task.shown(prediction, call), answer, call),
+        ]
     if witness is not None:
-        shown = task.shown(everything, witness["arguments"])
-        comparisons.append(("in training", witness["answer"], shown, witness["arguments"]))
+        if task.shown is not None:
+            witnessed = task.shown(everything, witness["arguments"])
+        comparisons.append(("in training", witness["answer"], witnessed, witness["arguments"]))
     found = [(*task.compare(mine, other, size, arguments), whose) for whose, mine, other, arguments in comparisons]
     worst, words, whose = max(found, key=lambda one: one[0])
     return worst, f"{words} {whose}"
@@ -227,8 +238,7 @@ def failure(verdict: Verdict, model: str | Path) -> CheckFailed:
 
 def _evaluated(trained: Trained, dataset: Any) -> tuple[dict[int, tuple[tuple[int, int], Any]], set[int]]:
     """{index: (image size, complete prediction)}, and the indices of images that pipeline() reads differently."""
-    complete = trained.task.complete
-    whole = trained if complete is None else replace(trained, arguments=complete)
+    whole = trained if trained.task.shown is None else replace(trained, arguments=trained.task.complete)
     answers, left_out = {}, set()
     for index, (row, prediction, found) in enumerate(predict(whole, dataset)):
         if prediction is None or any(code in READ_OTHERWISE for code, *_ in found):
@@ -253,13 +263,18 @@ def _files(dataset: Any, indices: Sequence[int]) -> Iterator[list[str]]:
         yield files
 
 
-def _answers(trained: Trained, files: list[str], trust_remote_code: bool) -> Iterator[dict[str, Any]]:
+def _answers(
+    trained: Trained, files: list[str], witnesses: Sequence[dict[str, Any] | None], trust_remote_code: bool
+) -> Iterator[dict[str, Any]]:
+    # What was witnessed at other arguments is asked for at these, where it cannot be told from a complete answer.
+    again = trained.task.shown is None
     request = {
         "task": trained.task.pipeline,
         "model": trained.id,
         "trust_remote_code": trust_remote_code,
         "arguments": dict(trained.arguments),
         "files": files,
+        "more": [witness["arguments"] if again and witness is not None else None for witness in witnesses],
     }
     # -I: neither this folder nor PYTHONPATH lends the process anything.
     with tempfile.TemporaryFile("w+") as errors:

@@ -128,7 +128,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
 
     # What pipeline() should be called with, as a score threshold; what `cv-hf verify` compares with; card and push.
     call = task.arguments(metrics["validation"], trained.model.config)
-    memory = replace(trained, model=trainer.model.eval(), processor=processor, arguments=call)
+    memory = replace(trained, model=trainer.plain_model().eval(), processor=processor, arguments=call)
     seen = evidence(memory, splits.test or splits.validation)
     publish.write_arguments(folder / "model", call, seen, metrics["validation"])
     publish.write_card(

@@ -114,3 +114,40 @@ def test_check_tells_what_is_wrong_and_what_is_not(boxes, tmp_path, capsys):
     assert found["unreadable-image"]["files"] == ["train/0.png"]
     assert found["box-zero-area"]["count"] == 1
     assert "2 findings" in captured.err
+
+
+@pytest.fixture(scope="module")
+def segmented(tiny, shapes, tmp_path_factory) -> dict[str, Path]:
+    """A model of each task of segmentation, trained for a few steps."""
+    runs = {}
+    for task, family in (("semantic", "segformer_semantic"), ("instance", "mask2former"), ("universal", "oneformer")):
+        folder = tmp_path_factory.mktemp(task) / "run"
+        train = {"batch_size": 4, "max_steps": 4, "learning_rate": 3e-3, "bf16": True, "ema": 0.5}
+        train |= {"eval_strategy": "no", "save_strategy": "no"}
+        recipe = {"task": f"{task}-segmentation", "model": {"id": str(tiny(family))}, "data": {"id": str(shapes)}}
+        finetune({**recipe, "train": train, "run_dir": str(folder)})
+        runs[task] = folder
+    return runs
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "universal"])
+def test_masks_pass_as_trained_and_fail_with_another_processor(task, segmented, shapes, tmp_path):
+    verdict = verify(segmented[task], str(shapes))
+    assert verdict.passed, verdict.differences
+    assert (verdict.images, verdict.evidence) == (6, 6)
+    assert verdict.metrics.keys() == {
+        "semantic": {"mean_iou", "pixel_accuracy"},
+        "instance": {"mask_map of the segments shown", "mask_map_50 of the segments shown"},
+        "universal": {
+            "pq (panoptic)",
+            "mask_map of the segments shown (instance)",
+            "mask_map_50 of the segments shown (instance)",
+            "mean_iou (semantic)",
+            "pixel_accuracy (semantic)",
+        },
+    }[task]
+    changed = Path(shutil.copytree(segmented[task], tmp_path / "run"))
+    sabotage(changed / "model" / "preprocessor_config.json", image_mean=[0.1, 0.9, 0.2])
+    verdict = verify(changed, str(shapes))
+    assert not verdict.passed
+    assert "in training" in verdict.differences[0]

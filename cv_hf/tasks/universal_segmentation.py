@@ -88,9 +88,10 @@ TASK = Task(
     arguments=arguments,
     predict=segmentation.predict,
     call_note=segmentation.PANOPTIC_NOTE + " `subtask` may be `panoptic`, `instance` or `semantic`.",
-    complete=None,
-    shown=lambda prediction, arguments: prediction,
-    surest=lambda prediction: (prediction, {}),
+    # A class map shows any change of the model, where an unsure one has no segments.
+    complete={"threshold": 0.0, "subtask": "semantic"},
+    shown=None,
+    surest=segmentation.surest,
     compare=segmentation.compare,
     score_answers=segmentation.score_answers,
     export=lambda predictions, sizes, labels: {},

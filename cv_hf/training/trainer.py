@@ -239,6 +239,17 @@ class Trainer(transformers.Trainer):
         else:
             self.load_weights(self.state.best_model_checkpoint)
 
+    def plain_model(self) -> torch.nn.Module:
+        """The model as it computes without mixed precision.
+
+        accelerate hides the class's forward() behind one within an autocast. Its own way back takes off the decorators
+        of forward() too, without which SegFormer does not run.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        for name in ("forward", "_original_forward"):
+            vars(model).pop(name, None)
+        return model
+
     def load_weights(self, folder: str) -> None:
         """Put a checkpoint's weights into the model, every one of them.
 
