@@ -234,8 +234,10 @@ def _checked(polygon: Any) -> list[float]:
         edges = list(map(float, polygon)) if not isinstance(polygon, (str, Mapping)) else None
     except (TypeError, ValueError, OverflowError):
         edges = None
-    if edges is None or len(edges) % 2 or not all(math.isfinite(edge) and abs(edge) <= _FARTHEST for edge in edges):
+    if edges is None or len(edges) % 2 or not math.isfinite(sum(edges)):
         raise BadMask("mask-unreadable", "it is no list of coordinates in pixels")
+    if edges and (min(edges) < -_FARTHEST or max(edges) > _FARTHEST):
+        raise BadMask("mask-unreadable", "its coordinates are none in pixels")
     if len(edges) < 6:
         raise BadMask("mask-too-few-points", f"it has {len(edges) // 2} points")
     return edges
