@@ -262,6 +262,31 @@ def test_semantic_maps_of_eomts_patches(class_info: Path) -> None:
         np.testing.assert_array_equal(our, their.numpy())
 
 
+@pytest.mark.parametrize("shape", [(100, 31, 47), (7, 33, 41), (1, 5, 5), (50, 25, 67)])
+def test_one_sigmoid_is_rounded_as_all_at_once(shape: tuple[int, int, int]) -> None:
+    masks = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 6
+    ours = [segments._sigmoid(mask, index, len(masks)) for index, mask in enumerate(masks)]
+    assert torch.equal(torch.stack(ours), masks.sigmoid())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 64), (20, 33), (481, 641)])
+def test_one_mask_is_resized_as_all_at_once(size: tuple[int, int]) -> None:
+    masks = torch.randn(21, 31, 47, generator=torch.Generator().manual_seed(0))
+    resized = segments._resized(masks.__getitem__, len(masks), size)
+    theirs = functional.interpolate(masks[None], size, mode="bilinear")[0]
+    assert torch.equal(torch.stack([resized(index) for index in range(len(masks))]), theirs)
+
+
+@pytest.mark.parametrize("classes", [3, 4, 17, 50])
+def test_channels_last_blocks_are_resized_as_all_at_once(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_AT_ONCE", 0)
+    logits = torch.randn(1, classes, 31, 47, generator=torch.Generator().manual_seed(0))
+    logits = logits.contiguous(memory_format=torch.channels_last)
+    ours = np.max([plane for plane, _ in segments._planes(logits[0], (200, 300))], axis=0)
+    theirs = functional.interpolate(logits, (200, 300), mode="bilinear")[0].amax(0)
+    np.testing.assert_array_equal(ours, theirs.numpy())
+
+
 @pytest.mark.parametrize(("order", "together"), [(torch.contiguous_format, {1}), (torch.channels_last, {32, 28})])
 def test_a_large_semantic_map_never_holds_all_classes(
     order: torch.memory_format, together: set[int], monkeypatch: pytest.MonkeyPatch
