@@ -46,8 +46,8 @@ _QUERIES = {
 }
 _LOGITS = {"Beit", "CHMv2", "DPT", "MobileNetV2", "MobileViT", "Sapiens2", "Segformer", "Tipsv2Dpt"}
 _MASK2FORMER_SIZE = (384, 384)
-# Kernels of PyTorch: at most so many output rows and columns together, or channels-last input with at least so many
-# channels, go by vectors of channels. Whole multiples of any CPU's vector: of channels, and of what a loop takes.
+# PyTorch's kernel by vectors of channels takes at most so many output rows and columns together, and channels-last input
+# of at least so many channels. Whole multiples of any CPU's vector: of channels, and of what a loop takes.
 _SMALL, _FEW, _CHANNELS, _VECTORS = 128, 4, 16, 64
 # Floats that may be held at a time where channels are resized together, if so few suffice.
 _AT_ONCE = 2**26
@@ -219,14 +219,14 @@ def _resized(mask: MaskOf, count: int, size: Size, antialias: bool = False) -> M
 def _planes(scores: torch.Tensor, size: Size) -> Iterator[tuple[np.ndarray, Any]]:
     """For `_winners`: (C, h, w), resized to (H, W) as if at once, by itself or the largest of a few channels."""
     count = len(scores)
-    channels_last = count >= _FEW and scores[None].is_contiguous(memory_format=torch.channels_last)
+    channels_last = count > 1 and scores[None].is_contiguous(memory_format=torch.channels_last)
     if sum(size) <= _SMALL or not channels_last:
         yield from _numbered(map(_resized(scores.__getitem__, count, size), range(count)))
         return
     step = max(1, _AT_ONCE // (_CHANNELS * size[0] * size[1])) * _CHANNELS
     for start in range(0, count, step):
         part = scores[None, start : start + step]
-        part = functional.pad(part, (0, 0, 0, 0, 0, max(0, _FEW - part.shape[1])))
+        part = functional.pad(part, (0, 0, 0, 0, 0, max(0, min(count, _FEW) - part.shape[1])))
         part = part.contiguous(memory_format=torch.channels_last)
         part = functional.interpolate(part, size=size, mode="bilinear", align_corners=False)
         largest, labels = part[0, : count - start].max(dim=0)
