@@ -50,6 +50,11 @@ def read_as(splits):
     return [TASK.fit(row, (HEIGHT, WIDTH), splits.labels)[0]["mask"] for row in splits.train]
 
 
+def short(value):
+    """The name of a parameter, for which pytest would take the bytes of a file."""
+    return "file" if isinstance(value, bytes) else None
+
+
 # Modes of files
 
 
@@ -77,6 +82,7 @@ PALETTE = [value for index in range(256) for value in (255 - index, index // 2, 
         mask(RAW, mode="RGBA"),
         mask(np.dstack([RAW, RAW, RAW, RAW // 2])),
     ],
+    ids=short,
 )
 def test_values_of_every_mode(content):
     found, findings = fitted(content, GREY)
@@ -167,6 +173,7 @@ def test_unknown_values_are_ignored_and_named():
         (mask(RAW.T), GREY, "mask-size-mismatch", "the mask has 6x10 pixels, its image 10x6"),
         (mask(RAW[:5]), GREY, "mask-size-mismatch", "the mask has 10x5 pixels, its image 10x6"),
     ],
+    ids=short,
 )  # fmt: skip
 def test_masks_that_cannot_be_used(tmp_path, content, labels, code, reason):
     image = tmp_path / "a.jpg"
