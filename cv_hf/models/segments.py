@@ -46,8 +46,8 @@ _QUERIES = {
 }
 _LOGITS = {"Beit", "CHMv2", "DPT", "MobileNetV2", "MobileViT", "Sapiens2", "Segformer", "Tipsv2Dpt"}
 _MASK2FORMER_SIZE = (384, 384)
-# PyTorch's kernel by vectors of channels takes at most so many output rows and columns together, and channels-last input
-# of at least so many channels. Whole multiples of any CPU's vector: of channels, and of what a loop takes.
+# PyTorch's kernel by vectors of channels takes at most so many output rows and columns together, and channels-last
+# input of at least so many channels. Whole multiples of any CPU's vector: of channels, and of what a loop takes.
 _SMALL, _FEW, _CHANNELS, _VECTORS = 128, 4, 16, 64
 # Floats that may be held at a time where channels are resized together, if so few suffice.
 _AT_ONCE = 2**26
