@@ -120,9 +120,9 @@ class EvalSamples(Dataset):
         image, row, findings = _decoded(self.dataset[index], self.fit, self.labels)
         item: dict[str, Any] = {"id": index, "findings": findings}
         if image is not None:
-            item["inputs"] = {
-                name: value[0] for name, value in self.processor(images=image, return_tensors="pt").items()
-            }
+            inputs = self.processor(images=image, return_tensors="pt")
+            # EoMT's processor lists the patches that it cut an image into: none when it does not cut.
+            item["inputs"] = {name: value[0] for name, value in inputs.items() if len(value)}
             size = (image.height, image.width)
             item["row"] = {**{name: value for name, value in row.items() if name != "image"}, "size": size}
         return item
