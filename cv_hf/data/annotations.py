@@ -132,6 +132,11 @@ def files_below(
     Raises:
         DataError: a link to a folder that lies outside; or on_bad_sample is "stop", and a file does.
     """
+    if not inside.holds(folder):
+        raise DataError(
+            f"{folder} is a link that leads out of the dataset's folder.\n"
+            "Give the folder that it leads to as data.images, or put the files in its place."
+        )
     yield from _below(str(folder), suffixes, inside, root, findings, on_bad_sample, frozenset())
 
 

@@ -11,6 +11,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import httpx
 
+from cv_hf.data.columns import can_be_image, find_image, is_image
 from cv_hf.data.findings import Findings
 from cv_hf.data.paths import Inside, resolve_images
 from cv_hf.data.source import Source
@@ -25,6 +26,7 @@ def read(
     *,
     config: str | None = None,
     revision: str | None = None,
+    column: str | None = None,
     findings: Findings | None = None,
     on_bad_sample: str = "skip",
 ) -> Source:
@@ -34,6 +36,7 @@ def read(
         id: "user/name" or "name".
         config: the dataset's configuration, if it has several.
         revision: branch, tag or commit; None: main.
+        column: the image column, where it is not found by itself.
         findings: filled with what was left out: images that are paths of this machine, not files of the dataset.
         on_bad_sample: "skip" or "stop".
 
@@ -61,10 +64,19 @@ def read(
     findings = Findings() if findings is None else findings
     downloaded = Inside(huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)
     for name, split in splits.items():
-        for column, feature in split.features.items():
-            if isinstance(feature, datasets.Image):
-                splits[name] = resolve_images(splits[name], column, downloaded, findings, on_bad_sample)
+        for each in _image_columns(split.features, column):
+            splits[name] = resolve_images(splits[name], each, downloaded, findings, on_bad_sample)
     return Source(id, "hub", splits, commit=commit)
+
+
+def _image_columns(features: datasets.Features, given: str | None) -> list[str]:
+    """The columns of images; and the one that the task will read as such, which may be text with paths."""
+    columns = [name for name, feature in features.items() if is_image(feature)]
+    try:
+        found = find_image(features, {"image": given} if given else None)
+    except DataError:
+        return columns  # the task says what it misses
+    return [*columns, found] if found not in columns and can_be_image(features[found]) else columns
 
 
 def _resolve(id: str, revision: str | None) -> str | None:

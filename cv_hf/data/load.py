@@ -175,6 +175,7 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
             data.id,
             config=data.config,
             revision=data.revision,
+            column=data.columns.get("image"),
             findings=findings,
             on_bad_sample=data.on_bad_sample,
         )

@@ -109,6 +109,17 @@ def test_paths_of_this_machine_are_not_read(hub, tmp_path, capfd):
     refused(DataError, "secret.png: .*path-outside", "tester/leak", on_bad_sample="stop")
 
 
+def test_paths_in_a_column_of_text_are_not_read_either(hub, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png())
+    rows = [{"image": str(secret), "label": "cat"}, {"image": "relative.png", "label": "dog"}] * 4
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), content)
+    hub.add_repo("tester/text", type="dataset", files={"train.parquet": content.getvalue()})
+    refused(DataError, "secret.png: .*path-outside", "tester/text", on_bad_sample="stop")
+    refused(DataError, "no .*image|none of|path-outside|missing-image", "tester/text")
+
+
 def test_private_datasets(hub, monkeypatch):
     hub.add_repo("tester/secret", type="dataset", private=True, files={"train.parquet": parquet(8)})
     assert len(load("tester/secret")[0].train) == 6

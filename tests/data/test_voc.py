@@ -209,6 +209,9 @@ def test_links_that_lead_outside(tmp_path):
     assert findings.to_dict()["path-outside"]["files"] == ["annotations/b.xml", "images/a.jpg"]
     (tmp_path / "set/annotations/all").symlink_to(tmp_path / "away")
     stop("link that leads out", tmp_path / "set")
+    (tmp_path / "whole/images").mkdir(parents=True)
+    (tmp_path / "whole/annotations").symlink_to(tmp_path / "away")
+    stop("link that leads out", tmp_path / "whole")
 
 
 PIECES = [
