@@ -13,10 +13,10 @@ attention weights anew, so that memory is that of queries, keys, values and outp
 
 Chosen by measurement on one thread of a CPU (56 x 56, batch 8, 2 heads of 32, kernel size 7; milliseconds of forward
 and backward pass at dilation 1 and 8): this takes 200 and 70. With all blocks in one chunk, so that scores leave the
-cache, it is 350 and 100; the same blocks through scaled_dot_product_attention, 255 and 77, but autograd keeps all scores,
-as only its unfused form has a gradient for the bias; a loop over the 49 offsets, 730 and 770; unfolded keys and values,
-1870 and 1660; dense masked attention, 3200. flex_attention has no backward pass on a CPU, and with torch.compile it
-needs a C++ compiler wherever the model is loaded.
+cache, it is 350 and 100; the same blocks through scaled_dot_product_attention, 255 and 77, but autograd keeps all the
+scores, as only its unfused form has a gradient for the bias; a loop over the 49 offsets, 730 and 770; unfolded keys and
+values, 1870 and 1660; dense masked attention, 3200. flex_attention has no backward pass on a CPU, and with
+torch.compile it needs a C++ compiler wherever the model is loaded.
 """
 
 from __future__ import annotations
