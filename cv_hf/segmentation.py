@@ -18,9 +18,10 @@ from cv_hf.boxes import xywh_to_cxcywh_norm
 from cv_hf.data import LabelMap
 from cv_hf.data.rle import from_mask
 from cv_hf.metrics import Accumulator, DetectionAccumulator, PanopticAccumulator, SemanticAccumulator
-from cv_hf.models import Needs, PromptedProcessor
-from cv_hf.models.segments import (
+from cv_hf.models import (
     PIPELINE_ARGUMENTS,
+    Needs,
+    PromptedProcessor,
     instance_masks,
     instance_segments,
     panoptic_segments,

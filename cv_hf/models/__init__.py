@@ -6,8 +6,16 @@ from cv_hf.models.oneformer import PromptedProcessor, whole_config
 from cv_hf.models.parts import freeze_backbone, head_parameters
 from cv_hf.models.pixels import PixelMap, pixel_map, resizer
 from cv_hf.models.segmentation import TargetForm, target_form
+from cv_hf.models.segments import (
+    PIPELINE_ARGUMENTS,
+    instance_masks,
+    instance_segments,
+    panoptic_segments,
+    semantic_maps,
+)
 
 __all__ = [
+    "PIPELINE_ARGUMENTS",
     "Built",
     "LoadReport",
     "Needs",
@@ -17,9 +25,13 @@ __all__ = [
     "build_model",
     "freeze_backbone",
     "head_parameters",
+    "instance_masks",
+    "instance_segments",
     "loss_needs",
+    "panoptic_segments",
     "pixel_map",
     "resizer",
+    "semantic_maps",
     "target_form",
     "whole_config",
 ]
