@@ -16,6 +16,7 @@ from benchmarks.bccd import bccd
 from benchmarks.clothing import clothing
 from benchmarks.detection_metric import detection_metric
 from benchmarks.neighborhood import neighborhood
+from benchmarks.nuclei import nuclei
 from benchmarks.segmentation_memory import segmentation_memory
 from benchmarks.segments import segments
 from benchmarks.startup import startup
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "clothing": clothing,
     "detection_metric": detection_metric,
     "neighborhood": neighborhood,
+    "nuclei": nuclei,
     "segmentation_memory": segmentation_memory,
     "segments": segments,
     "startup": startup,
