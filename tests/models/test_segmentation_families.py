@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import shutil
+from functools import cache
 
 import numpy as np
 import PIL.Image
@@ -81,8 +82,17 @@ def build(folder, classes=3, task="panoptic", **model):
     return build_model(ModelConfig(id=str(folder), **model), AUTO[task], fields(classes))
 
 
+@cache
+def _built_once(folder, classes, task):
+    torch.manual_seed(0)
+    return build(folder, classes, task)
+
+
 def built_for(tiny, family, classes=3, **model):
-    return build(tiny(family), classes, task_of(family), **model)
+    """Built anew where the recipe says more than a family, else a copy of what was built once."""
+    if model:
+        return build(tiny(family), classes, task_of(family), **model)
+    return copy.deepcopy(_built_once(tiny(family), classes, task_of(family)))
 
 
 def targets(form, counts=(3, 1), size=(64, 64), classes=3, dtype=torch.bool):
@@ -160,7 +170,7 @@ def test_the_head_is_new_and_nothing_else(tiny, family):
     reference = auto.from_pretrained(tiny(family)).state_dict()
     # Five is the number that the checkpoint has, of other classes.
     many = {"mask2former": (1, 2, 5, 7), "rf_detr_instance": (1, 5), "segformer_semantic": (2, 5, 7)}
-    for classes in many.get(family, (2, 5)):
+    for classes in many.get(family, (5,)):
         built = built_for(tiny, family, classes)
         model = built.model
         outputs = output_parameters(model)
@@ -178,7 +188,7 @@ def test_the_head_is_new_and_nothing_else(tiny, family):
             torch.testing.assert_close(model.criterion.empty_weight, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["detr_panoptic", "mask2former", "oneformer", "rf_detr_instance", "upernet_swin"])
 def test_a_head_is_kept_for_the_labels_it_has(tiny, family):
     labels = {index: f"class_{index}" for index in range(5)}
     known = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
@@ -315,11 +325,11 @@ def test_the_loss_falls(tiny, family):
     built.model.train()
     form = target_form(built.model)
     wanted = halves(form, size) if form.kind == "maps" else targets(form, size=size)
-    losses = step(built, painted(wanted, size), wanted, learning_rate=3e-3, steps=16)
-    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
+    losses = step(built, painted(wanted, size), wanted, learning_rate=5e-3, steps=8)
+    assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
 
 
-@pytest.mark.parametrize(("family", "steps"), [("segformer_semantic", 60), ("mask2former", 60), ("maskformer", 60)])
+@pytest.mark.parametrize(("family", "steps"), [("segformer_semantic", 40), ("mask2former", 40)])
 def test_two_images_are_learnt(tiny, family, steps):
     torch.manual_seed(0)
     built = built_for(tiny, family)
@@ -372,16 +382,15 @@ def test_image_size(tiny, family, tmp_path):
     recipe = SEGMENTATION_FAMILIES[family]
     keeps_aspect = family in ("detr_panoptic", "mask2former", "maskformer", "oneformer")
     auto = getattr(transformers, recipe.architecture)
-    for size in (96, (64, 96)):
-        if recipe.square_only and size != 96:
-            with pytest.raises(ModelError, match=r"model\.image_size: .*square"):
-                built_for(tiny, family, image_size=size)
-            continue
+    if recipe.square_only:
+        with pytest.raises(ModelError, match=r"model\.image_size: .*square"):
+            built_for(tiny, family, image_size=(64, 96))
+    for size in (96, (64, 96)) if keeps_aspect else (96,) if recipe.square_only else ((64, 96),):
         built = built_for(tiny, family, image_size=size)
         built.model.save_pretrained(tmp_path)
         built.processor.save_pretrained(tmp_path)
         processor, model = AutoImageProcessor.from_pretrained(tmp_path), auto.from_pretrained(tmp_path).eval()
-        for shape in ((200, 100), (100, 130)):
+        for shape in ((200, 100), (100, 130)) if keeps_aspect else ((100, 130),):
             image = PIL.Image.new("RGB", shape[::-1], (200, 9, 90))
             inputs = built.processor(image, return_tensors="pt")
             pixels = inputs["pixel_values"]
@@ -454,7 +463,7 @@ def found(processor, outputs, subtask, size):
 @pytest.mark.parametrize("family", SEGMENTATION_FAMILIES)
 def test_masks_lie_where_things_are(tiny, family, tmp_path):
     for task in ("semantic", "panoptic", "instance") if family in UNIVERSAL_FAMILIES else (task_of(family),):
-        built = build(tiny(family), 2, task)
+        built = _built_once(tiny(family), 3, task)
         built.processor.save_pretrained(tmp_path)
         processor = AutoImageProcessor.from_pretrained(tmp_path)
         model = Copying(target_form(built.model).kind, family != "rf_detr_instance")
