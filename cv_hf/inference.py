@@ -227,13 +227,12 @@ def evidence(memory: Trained, dataset: datasets.Dataset) -> dict[str, Any]:
         {SHA-256 of an image's file: {"answer": prediction, "arguments": those that show it}}
     """
     task = memory.task
+    whole = {**memory.arguments, **task.complete}
     seen: dict[str, dict[str, Any]] = {}
-    for row, prediction, _ in predict(
-        replace(memory, arguments={**memory.arguments, **task.complete}), _spread(dataset, EVIDENCE)
-    ):
+    for row, prediction, _ in predict(replace(memory, arguments=whole), _spread(dataset, EVIDENCE)):
         if prediction is not None:
             answer, arguments = task.surest(prediction)
-            seen[digest(row["image"])] = {"answer": answer, "arguments": {**memory.arguments, **arguments}}
+            seen[digest(row["image"])] = {"answer": answer, "arguments": {**whole, **arguments}}
     if task.shown is None:
         for row in _spread(dataset, EVIDENCE):
             witness = seen.get(digest(row["image"]))
