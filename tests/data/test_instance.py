@@ -637,3 +637,25 @@ def test_nuclei_equal_pycocotools():
             for mask, each in zip(fitted["objects"]["segmentation"], found, strict=True):
                 assert mask["counts"] == each["segmentation"]["counts"]
     assert Path(splits.train[0]["image"]["path"]).is_file()
+
+
+def test_red_without_green_is_no_object():
+    pixels = red_green([(1, BLOCK)])
+    pixels[OTHER, 0] = 2
+    row = {"mask": {"bytes": picture(pixels), "path": None}, "file": "a"}
+    fitted, found = instance.fit(row, SIZE, LabelMap(("person", "car"), (1, 2)))
+    assert not found
+    assert fitted["objects"]["segmentation"] == [compressed(BLOCK)]
+
+
+def test_a_mask_goes_with_its_box(tmp_path):
+    content = annotations(
+        [{"segmentation": TRIANGLE}, {"segmentation": EVERY_KIND["compressed"], "bbox": [1, 2, 0, 5]}]
+    )
+    content["annotations"].append({**content["annotations"][0], "id": 9, "segmentation": TWO})
+    content["images"].append({"id": 8, "file_name": "b.jpg", "width": 60, "height": 40})
+    content["annotations"].append({**content["annotations"][0], "id": 10, "image_id": 8})
+    files = {"train.json": content, "images/a.jpg": None, "images/b.jpg": None}
+    splits, _ = load(write(tmp_path, {**files, "val.json": annotations([{"segmentation": TRIANGLE}])}))
+    assert splits.findings.count("box-zero-area") == 1
+    assert splits.train[0]["objects"]["segmentation"] == [compressed(dense(TRIANGLE)), compressed(dense(TWO))]
