@@ -46,7 +46,7 @@ class Task:
             only one.
         strata: canonical split -> one key per sample, by which a share is held out.
         encode: (canonical split, LabelMap) -> the split with contiguous label ids.
-        present: encoded split -> the names of the classes that it has.
+        present: encoded split -> the names of the classes that it has, or None where only reading every mask would tell.
         model_fields: (LabelMap, canonical columns) -> fields of the model's configuration.
         metrics: (LabelMap, canonical columns) -> the metrics that can choose the best checkpoint and are published,
             each with whether greater is better; the first is the default.
@@ -98,7 +98,7 @@ class Task:
     clean: Callable[..., tuple[dict[str, datasets.Dataset], str]] | None
     strata: Callable[[datasets.Dataset], Sequence[Any]]
     encode: Callable[[datasets.Dataset, Any], datasets.Dataset]
-    present: Callable[[datasets.Dataset], set[str]]
+    present: Callable[[datasets.Dataset], set[str] | None]
     model_fields: Callable[[Any, Sequence[str]], dict[str, Any]]
     metrics: Callable[[Any, Sequence[str]], Mapping[str, bool]]
 
