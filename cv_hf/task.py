@@ -46,7 +46,7 @@ class Task:
             only one.
         strata: canonical split -> one key per sample, by which a share is held out.
         encode: (canonical split, LabelMap) -> the split with contiguous label ids.
-        present: encoded split -> the names of the classes that it has, or None where only reading every mask would tell.
+        present: encoded split -> the names of the classes that it has; None where only reading every mask would tell.
         model_fields: (LabelMap, canonical columns) -> fields of the model's configuration.
         metrics: (LabelMap, canonical columns) -> the metrics that can choose the best checkpoint and are published,
             each with whether greater is better; the first is the default.

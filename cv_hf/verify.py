@@ -1,6 +1,7 @@
 """`cv-hf verify`: what transformers.pipeline() answers in a process of its own, against what evaluation measured.
 
-Three things are compared, image by image: pipeline() in a process that never imports cv_hf, called as the card says;
+Three things are compared, image by image: pipeline() in a process that never imports cv_hf (but for the line that DiNAT
+needs), called as the card says;
 cv_hf's evaluation of the same files; and the evidence that training left with the model, answers of the model in memory
 before it was saved. The evidence is what shows a file of the model that was changed since, as both others read it.
 """
@@ -24,6 +25,7 @@ from cv_hf.config import DataConfig
 from cv_hf.data import load_split
 from cv_hf.errors import CheckFailed, DataError
 from cv_hf.inference import Trained, digest, fitted, load_trained, predict
+from cv_hf.models import uses_dinat
 from cv_hf.publish import read_evidence
 
 # The metrics of both may differ by this much: of two answers that score alike, either may be the first.
@@ -36,6 +38,9 @@ READ_OTHERWISE = {"sixteen-bit", "float-image"}
 _CLEAN = """
 import json, sys
 request = json.load(sys.stdin)
+if request["dinat"]:
+    import cv_hf
+    cv_hf.enable_dinat()
 from transformers import pipeline
 from transformers.utils import logging
 logging.disable_progress_bar()
@@ -66,7 +71,7 @@ for file, more in zip(request["files"], request["more"]):
     found = {"answer": answer, "everything": everything[:] or answer}
     found["witnessed"] = [plain(one) for one in run(file, **more)] if more is not None else None
     print("answer " + json.dumps(found), flush=True)
-assert "cv_hf" not in sys.modules
+assert request["dinat"] or "cv_hf" not in sys.modules
 """
 
 
@@ -273,6 +278,7 @@ def _answers(
         "model": trained.id,
         "trust_remote_code": trust_remote_code,
         "arguments": dict(trained.arguments),
+        "dinat": uses_dinat(trained.model.config.to_dict()),
         "files": files,
         "more": [witness["arguments"] if again and witness is not None else None for witness in witnesses],
     }

@@ -157,3 +157,13 @@ def test_masks_pass_as_trained_and_fail_when_changed(task, segmented, shapes, tm
     verdict = verify(changed, str(shapes))
     assert not verdict.passed
     assert "in training" in verdict.differences[0]
+
+
+def test_dinat_passes_with_the_line_that_its_card_tells(tiny, photos, tmp_path):
+    train = {"batch_size": 8, "max_steps": 2, "bf16": False, "eval_strategy": "no", "save_strategy": "no"}
+    recipe = {"task": "image-classification", "model": {"id": str(tiny("dinat"))}, "data": {"id": str(photos)}}
+    run = finetune({**recipe, "train": train, "run_dir": str(tmp_path / "run")})
+    verdict = verify(run.folder, str(photos))
+    assert verdict.passed, verdict.differences
+    assert verdict.evidence == 12
+    assert "import cv_hf\n\ncv_hf.enable_dinat()\n" in (run.model / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 from cv_hf.models.build import Built, LoadReport, build_model
 from cv_hf.models.needs import Needs, loss_needs
+from cv_hf.models.neighborhood import neighborhood_attention, uses_dinat
 from cv_hf.models.oneformer import PromptedProcessor, whole_config
 from cv_hf.models.parts import freeze_backbone, head_parameters
 from cv_hf.models.pixels import PixelMap, pixel_map, resizer
@@ -28,10 +29,12 @@ __all__ = [
     "instance_masks",
     "instance_segments",
     "loss_needs",
+    "neighborhood_attention",
     "panoptic_segments",
     "pixel_map",
     "resizer",
     "semantic_maps",
     "target_form",
+    "uses_dinat",
     "whole_config",
 ]

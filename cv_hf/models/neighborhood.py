@@ -22,7 +22,7 @@ torch.compile it needs a C++ compiler wherever the model is loaded.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 _BLOCK = 8
 # Scores computed at once: what a cache holds, or a sixteenth where a map has more, so that a GPU is not kept waiting.
 _CHUNK, _CHUNKS = 2**20, 16
+
+
+def uses_dinat(config: Mapping[str, Any]) -> bool:
+    """Whether a model is a DiNAT or has one as its backbone, by its configuration as config.json holds it."""
+    return "dinat" in (config.get("model_type"), (config.get("backbone_config") or {}).get("model_type"))
 
 
 def enable_dinat() -> None:

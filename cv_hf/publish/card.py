@@ -6,6 +6,7 @@ Names come from a dataset, so nothing of them is trusted: everything is escaped 
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,11 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from cv_hf.config import Recipe
 from cv_hf.data import LabelMap
+from cv_hf.models import uses_dinat
 from cv_hf.task import Task
 
+# Transformers' own DiNAT cannot run without a package that no longer fits it.
+_DINAT = "import cv_hf\n\ncv_hf.enable_dinat()\n\n"
 # How the card's example names the model until a push gives it a repository.
 THIS_FOLDER = 'model="path/to/this/folder"'
 
@@ -62,9 +66,15 @@ def write_card(
         scores,
         model=_origin(recipe.model.id, model_commit),
         data=_origin(recipe.data.id, data_commit),
+        prelude=_DINAT if _is_dinat(path.parent) else "",
         call="".join(f", {key}={value!r}" for key, value in arguments.items()),
     )
     path.write_text(f"---\n{metadata}\n---\n\n{body}", "utf-8")
+
+
+def _is_dinat(folder: Path) -> bool:
+    file = folder / "config.json"
+    return file.is_file() and uses_dinat(json.loads(file.read_text(encoding="utf-8")))
 
 
 def text(value: Any, limit: int = 80) -> str:
@@ -130,6 +140,7 @@ def _body(
     model: str,
     data: str,
     call: str,
+    prelude: str,
 ) -> str:
     rows = "\n".join(f"| {text(metric)} | {value:.4f} |" for metric, value in scores.items())
     per_class = metrics[split].get("per_class", {})
@@ -157,7 +168,7 @@ def _body(
 {model} fine-tuned for {task.name} on {data}, {len(labels)} classes.
 
 ```python
-from transformers import pipeline
+{prelude}from transformers import pipeline
 
 model = pipeline("{task.pipeline}", {THIS_FOLDER})
 print(model("photo.jpg"{call}))
