@@ -51,21 +51,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image folder that can be learnt: red, green and blue noise, 8 / 4 / 4 images a class, of several shapes."""
-    import numpy as np
-    from PIL import Image
+    """An image folder that can be learnt, 8 / 4 / 4 images a class."""
+    from tests.made import write_photos
 
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("validation", 4), ("test", 4)):
-        for channel, name in enumerate(("red", "green", "blue")):
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                height, width = rng.integers(32, 64, 2)
-                pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
-                pixels[..., channel] += 120
-                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"), {"train": 8, "validation": 4, "test": 4})
 
 
 def _changed(values: dict, sections: dict) -> dict:
@@ -148,64 +137,10 @@ def detection_recipe(tiny: Callable[..., Path], boxes: Path, tmp_path: Path) -> 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Coloured shapes on grey noise with the truth of every kind: 12 / 6 / 6 images of five aspect ratios.
+    """Coloured shapes with the truth of every kind: 12 / 6 / 6 images of five aspect ratios, see `write_shapes`."""
+    from tests.made import write_shapes
 
-    images/SPLIT/0.png; masks/SPLIT/0.png, class ids 0 ground, 1 red, 2 blue; annotations/SPLIT.json, COCO instances of
-    red (id 3) and blue (id 11), which overlap; panoptic/SPLIT.json and panoptic/SPLIT/0.png, where the ground is stuff
-    (id 20). Every fourth image has no object; one object of the test split is a crowd.
-    """
-    import json
-
-    import numpy as np
-    from PIL import Image
-
-    from cv_hf.data.rle import from_mask
-
-    folder = tmp_path_factory.mktemp("shapes")
-    rng = np.random.default_rng(0)
-    colours, classes = {3: (230, 40, 40), 11: (40, 60, 230)}, {20: 0, 3: 1, 11: 2}
-    for split, count in (("train", 12), ("val", 6), ("test", 6)):
-        for kind in ("images", "masks", "panoptic", "annotations"):
-            (folder / kind / (split if kind != "annotations" else "")).mkdir(parents=True, exist_ok=True)
-        images, objects, panoptic = [], [], []
-        for number in range(count):
-            height, width = ((60, 60), (48, 96), (96, 48), (64, 80), (80, 56))[number % 5]
-            pixels = rng.integers(90, 160, (height, width, 3), dtype=np.uint8)
-            front = np.full((height, width), 1)
-            segments = [{"id": 1, "category_id": 20}]
-            for _ in range(0 if number % 4 == 3 else int(rng.integers(1, 4))):
-                w, h = rng.integers(14, 28, 2).tolist()
-                x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
-                category, crowd = int(rng.choice([3, 11])), int(split == "test" and not objects)
-                mask = np.zeros((height, width), bool)
-                mask[y : y + h, x : x + w] = True
-                mask[y, x] = False
-                pixels[mask] = colours[category]
-                common = {"category_id": category, "iscrowd": crowd}
-                truth = {"bbox": [x, y, w, h], "area": int(mask.sum()), "segmentation": from_mask(mask)}
-                objects.append({"id": len(objects) + 1, "image_id": 10 + number, **common, **truth})
-                segments.append({"id": 500 * len(segments), **common})
-                front[mask] = segments[-1]["id"]
-            info = [
-                {"iscrowd": 0, **segment, "area": int(area), "bbox": [0, 0, width, height]}
-                for segment in segments
-                if (area := (front == segment["id"]).sum())
-            ]
-            semantic = np.select([front == one["id"] for one in info], [classes[one["category_id"]] for one in info])
-            encoded = np.stack([front % 256, front // 256, front // 65536], -1).astype(np.uint8)
-            name = f"{number}.png"
-            Image.fromarray(pixels).save(folder / "images" / split / name)
-            Image.fromarray(semantic.astype(np.uint8)).save(folder / "masks" / split / name)
-            Image.fromarray(encoded).save(folder / "panoptic" / split / name)
-            images.append({"id": 10 + number, "file_name": name, "width": width, "height": height})
-            panoptic.append({"image_id": 10 + number, "file_name": name, "segments_info": info})
-        things = [{"id": 3, "name": "red", "isthing": 1}, {"id": 11, "name": "blue", "isthing": 1}]
-        every = [*things, {"id": 20, "name": "ground", "isthing": 0}]
-        for kind, entries, categories in (("annotations", objects, things), ("panoptic", panoptic, every)):
-            content = {"images": images, "annotations": entries, "categories": categories}
-            (folder / kind / f"{split}.json").write_text(json.dumps(content))
-    (folder / "id2label.json").write_text(json.dumps({0: "ground", 1: "red", 2: "blue"}))
-    return folder
+    return write_shapes(tmp_path_factory.mktemp("shapes"), {"train": 12, "val": 6, "test": 6})
 
 
 @pytest.fixture
