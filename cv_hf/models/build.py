@@ -158,10 +158,23 @@ def build_model(model: ModelConfig, auto_class: str | Sequence[str], fields: Map
         detection.mend(loaded)
     elif is_segmenter:
         segmentation.mend(loaded)
+    _follow_statistics(loaded)
     if is_prompted:
         with _readable_errors(model):
             processor = oneformer.prompted(processor, loaded, model.id, things, **source)
     return Built(loaded, processor, report, commit)
+
+
+def _follow_statistics(model: PreTrainedModel) -> None:
+    """Let running statistics follow many batches, in place; predictions stay as they are.
+
+    Transformers' MobileNetV1, MobileNetV2 and EfficientNet have TensorFlow's decay (0.997, 0.99) where PyTorch takes 1
+    minus that, so that evaluation would use the statistics of the last batch alone. PyTorch's default instead, since a
+    new head learns them in a few hundred steps.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and (module.momentum or 0) > 0.5:
+            module.momentum = 0.1
 
 
 def _encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:

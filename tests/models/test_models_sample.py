@@ -88,6 +88,30 @@ def test_a_segmenter_takes_a_training_step(segmenter):
     assert {name.partition(".conv_1x1.")[0] for name in without} <= {"mobilenet_v2"}
 
 
+def test_running_statistics_follow_more_than_the_last_batch(tmp_path):
+    """With Transformers' own momentum they would be 0.997 of it."""
+    folder = deeplab_mobilenet_v2(tmp_path / "deeplab", pretrained=False)
+    pixels = torch.randn(4, 1, 3, 64, 64)
+    pixels[-1] *= 3
+    seen = {}
+    for name, model in (
+        ("plain", MobileNetV2Model.from_pretrained(folder, add_pooling_layer=False)),
+        ("ours", build(folder).model.mobilenet_v2),
+    ):
+        norm = model.train().conv_stem.first_conv.normalization
+        batches = [model.conv_stem.first_conv.convolution(one).var((0, 2, 3)) for one in pixels]
+        with torch.no_grad():
+            for one in pixels:
+                model.conv_stem(one)
+        expected = torch.ones(32)
+        for variance in batches:
+            expected = torch.lerp(expected, variance, 0.1)
+        seen[name] = torch.allclose(norm.running_var, expected, rtol=1e-3), norm.momentum
+    assert seen["ours"] == (True, 0.1)
+    # When Transformers has mended it, build_model need not.
+    assert seen["plain"] == (False, 0.997)
+
+
 def test_no_prompt_or_text_is_cut(tmp_path):
     built = build(oneformer_efficientnet_lite0(tmp_path / "oneformer", pretrained=False))
     tokenizer = built.processor.tokenizer
