@@ -33,7 +33,8 @@ _MASKS = {
     "encoder_layers": 2,
     "decoder_layers": 4,
     "num_attention_heads": 4,
-    "train_num_points": 1024,
+    "train_num_points": 4096,
+    "init_std": 0.125,
 }
 
 
