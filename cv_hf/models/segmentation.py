@@ -27,6 +27,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from cv_hf.errors import ModelError
 from cv_hf.models import detection, oneformer
+from cv_hf.models.counts import mean_count
 from cv_hf.models.pixels import output_sizes
 
 SEMANTIC = "AutoModelForSemanticSegmentation"
@@ -341,17 +342,13 @@ def _float32(value: Any) -> Any:
     return value
 
 
-def _count_masks(class_labels: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """The masks of a batch, as a mean over the processes, at least 1.
+def _count_masks(class_labels: Sequence[torch.Tensor], device: torch.device) -> float:
+    """The masks of a batch, as a mean over the processes.
 
     Transformers divides that mean by the number of processes once more, so that on 8 of them masks weigh 8 times as
     much.
     """
-    count = torch.tensor(sum(len(classes) for classes in class_labels), dtype=torch.float32, device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(count)
-        count /= torch.distributed.get_world_size()
-    return count.clamp(min=1)
+    return mean_count(sum(len(classes) for classes in class_labels), device)
 
 
 def _judge_layers(model: PreTrainedModel, decoder: nn.Module, add: Callable[..., None]) -> None:

@@ -30,8 +30,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a model on a split, over all processes.
 
-    Each process takes every n-th sample, so none is seen twice; the counts are merged at the end and every process
-    returns the same numbers. `loss` is the mean over the samples, where the model computes one.
+    The processes share out whole batches, so that no sample is seen twice and all are seen in the same company, which
+    the last digits of a prediction depend on; the counts are merged at the end and every process returns the same
+    numbers. `loss` is the mean over the samples, where the model computes one.
 
     Raises:
         DataError: no image of the split could be read.
@@ -39,7 +40,8 @@ def evaluate(
     columns = samples.dataset.column_names
     accumulator = task.metric(labels, columns)
     state = PartialState()
-    indices = range(state.process_index, len(samples), state.num_processes)
+    starts = range(state.process_index * batch_size, len(samples), state.num_processes * batch_size)
+    indices = [index for start in starts for index in range(len(samples))[start : start + batch_size]]
     total_loss, counted = 0.0, 0
     for group, outputs in forward(
         model,

@@ -7,7 +7,7 @@ evaluation is the saved processor and nothing else, image by image, as pipeline(
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,28 +26,47 @@ Fit = Callable[[Mapping[str, Any], tuple[int, int], LabelMap], tuple[Mapping[str
 _SUBSTITUTES = 100
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Every sample once per epoch, shuffled by (seed, epoch), as keys (epoch, index)."""
+class EpochSampler(Sampler[tuple]):
+    """Every sample once per epoch, shuffled by (seed, epoch), as keys (epoch, index), for processes that take turns.
 
-    def __init__(self, length: int, seed: int):
+    Each process takes `batch_size` keys at a time. What is left for the last turn is shared out evenly, and None fills
+    the batches up; a process that would have nothing is given a spare sample, which is another's, as (epoch, index,
+    True), so that it can take part.
+
+    Args:
+        length: the number of samples.
+        seed: of the shuffling.
+        batch_size: the samples of one process's batch.
+        processes: how many take turns.
+        drop_last: leave out what is not enough for a whole turn.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int = 1, processes: int = 1, drop_last: bool = False):
         self.length = length
         self.seed = seed
+        self.batch_size = batch_size
+        self.processes = processes
+        self.turns = length // (batch_size * processes) if drop_last else -(-length // (batch_size * processes))
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.turns * self.batch_size * self.processes
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple | None]:
         epoch = self.epoch
         order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        return ((epoch, int(index)) for index in order)
+        for turn in np.split(order, range(0, self.length, self.batch_size * self.processes)[1:])[: self.turns]:
+            for part in np.array_split(turn, self.processes):
+                keys = [(epoch, int(index)) for index in part] or [(epoch, int(turn[0]), True)]
+                yield from keys
+                yield from [None] * (self.batch_size - len(keys))
 
 
 class TrainSamples(Dataset):
-    """Augmented samples by (epoch, index).
+    """Augmented samples by the keys of an EpochSampler.
 
     `fit` is the task's: with the LabelMap, it makes a row's targets fit its decoded image. `resize`, where the
     augmentations do not end at the model's size, brings an image to the size that the processor would give it.
@@ -79,9 +98,12 @@ class TrainSamples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        index = key[1]
+    def __getitem__(self, key: tuple | None) -> dict[str, Any]:
         findings: list[tuple[str, str, str]] = []
+        if key is None:
+            return {"findings": findings}
+        epoch, index, *spare = key
+        key = epoch, index
         for offset in range(min(len(self), _SUBSTITUTES)):
             image, row, found = _decoded(self.dataset[(index + offset) % len(self)], self.fit, self.labels)
             findings += found
@@ -98,6 +120,8 @@ class TrainSamples(Dataset):
                 if self.subtasks:
                     drawn = random.Random(f"subtask {self.augment.seed} {key}").randrange(len(self.subtasks))
                     sample["subtask"] = self.subtasks[drawn]
+                if spare:
+                    sample["spare"] = True
                 return {**sample, "file": row["file"], "findings": findings}
         return {"findings": findings}
 
@@ -150,8 +174,9 @@ def collate_train(
             relative to the padded batch, by `valid`, the share (height, width) of it that is image.
 
     Returns:
-        the model's inputs, `files` and `findings`; or `error`, for the training process to raise. Images of several
-        sizes are padded at the bottom and on the right, and `pixel_mask` (B, H, W) is 1 where there is image.
+        the model's inputs, `files`, `findings` and, of a spare sample, `spare`; or `error`, for the training process to
+        raise. Images of several sizes are padded at the bottom and on the right, and `pixel_mask` (B, H, W) is 1 where
+        there is image.
     """
     findings = [finding for item in items for finding in item["findings"]]
     errors = [item["error"] for item in items if "error" in item]
@@ -182,7 +207,8 @@ def collate_train(
             canvas = tuple(inputs["pixel_values"].shape[-2:])
             samples = [{**sample, "mask": resize_map(sample["mask"], canvas), "shape": canvas} for sample in samples]
     files = [sample["file"] for sample in samples]
-    return {**inputs, **targets(samples, labels, needs), "files": files, "findings": findings}
+    spare = {"spare": True} if "spare" in samples[0] else {}
+    return {**inputs, **targets(samples, labels, needs), "files": files, "findings": findings, **spare}
 
 
 def _padded(arrays: Sequence[np.ndarray], canvas: tuple[int, int]) -> np.ndarray:

@@ -9,17 +9,20 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from cv_hf.errors import CvHfError, DataError, ModelError, RecipeError
 from cv_hf.models import PixelMap, head_parameters, whole_config
+from cv_hf.models.counts import sharing
 from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
 from cv_hf.training.ema import EMA, TRAINING_WEIGHTS
 from cv_hf.training.samples import EpochSampler, EvalSamples
@@ -77,7 +80,13 @@ class Trainer(transformers.Trainer):
             self.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        self._sampler = EpochSampler(len(self.train_dataset), data_seed(self.args))
+        self._sampler = EpochSampler(
+            len(self.train_dataset),
+            data_seed(self.args),
+            batch_size=self._train_batch_size,
+            processes=self.accelerator.num_processes,
+            drop_last=self.args.dataloader_drop_last,
+        )
         return self._sampler
 
     def _prepare_for_training(self, *arguments: Any) -> Any:
@@ -118,12 +127,19 @@ class Trainer(transformers.Trainer):
                     "no image of a whole stretch of the training split could be read; see the findings above."
                 )
             batches.append(batch)
-        self._samples_in_step = sum(_size(batch) for batch in batches)
+        # Trainer divides by the number of micro-batches, and the processes take the mean of their gradients; weighing
+        # by size makes that the mean over all samples, however unevenly the last ones of an epoch are shared out.
+        processes = self.accelerator.num_processes
+        own = torch.tensor([0 if batch.pop("spare", False) else _size(batch) for batch in batches], device=device)
+        whole = self.accelerator.reduce(own, "sum").tolist()
+        for batch, size, of in zip(batches, own.tolist(), whole, strict=True):
+            batch["share"] = size * processes / of
+            batch["weight"] = size * processes * len(batches) / sum(whole)
         return batches, None
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        self._files = inputs.pop("files")
+        self._files, self._share, self._weight = (inputs.pop(name) for name in ("files", "share", "weight"))
         if self.pixels is not None:
             inputs["pixel_values"] = self.pixels.apply(inputs["pixel_values"])
             if "pixel_mask" in inputs:
@@ -136,11 +152,9 @@ class Trainer(transformers.Trainer):
         return inputs
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
-        # Trainer divides by the number of micro-batches; weighing by size makes that the mean over all samples even
-        # when the last micro-batch of an epoch is shorter.
-        weight = _size(inputs) * self.current_gradient_accumulation_steps / self._samples_in_step
         try:
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            with sharing(self._share):
+                loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         except (AssertionError, RuntimeError, ValueError) as error:
             # Matching boxes to objects fails on what is no number, each library in words of its own.
             if not re.search(r"\bnan\b|invalid numeric", str(error), re.IGNORECASE):
@@ -148,7 +162,8 @@ class Trainer(transformers.Trainer):
             raise self._not_finite() from None
         if not torch.isfinite(loss.detach()).all():
             raise self._not_finite()
-        return (loss * weight, outputs) if return_outputs else loss * weight
+        loss = loss * self._weight
+        return (loss, outputs) if return_outputs else loss
 
     def _not_finite(self) -> DataError:
         files = ", ".join(self._files[:8]) + (", ..." if len(self._files) > 8 else "")
@@ -160,12 +175,12 @@ class Trainer(transformers.Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, Any]:
-        if self.ema is None:
-            metrics = self.score(self.model, eval_dataset or self.eval_dataset)
-        else:
-            # The model that trains has the autocast within; its copy, made before, has not.
-            with self.accelerator.autocast():
-                metrics = self.score(self.ema.model, eval_dataset or self.eval_dataset)
+        model = self.model if self.ema is None else self.ema.model
+        # Every process has had running statistics of its own since the last step; those of the first are saved.
+        broadcast(list(model.buffers()))
+        # The model that trains has the autocast within; the average, copied before, has not.
+        with nullcontext() if self.ema is None else self.accelerator.autocast():
+            metrics = self.score(model, eval_dataset or self.eval_dataset)
         scalars = {
             f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, int | float)
         }
@@ -220,6 +235,11 @@ class Trainer(transformers.Trainer):
             self.ema.save(output_dir)
         # A pickle of the arguments, which the resolved recipe holds as text.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    def _finalize_training(self, *arguments: Any) -> Any:
+        # What was not logged yet is of this process alone.
+        self._tr_loss = self.accelerator.reduce(self._tr_loss, "mean")
+        return super()._finalize_training(*arguments)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
