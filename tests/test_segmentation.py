@@ -80,9 +80,7 @@ def test_batches_of_several_sizes_are_padded_with_nothing():
         | {"mask": np.array([[2, 2]] * 6, np.uint8)},
     ]
     for masked, width in ((True, 1.0), (False, 0.5)):
-        made = collate_train(
-            items, targets=segmentation.targets, labels=LABELS, needs=Needs("objects"), masked=masked
-        )
+        made = collate_train(items, targets=segmentation.targets, labels=LABELS, needs=Needs("objects"), masked=masked)
         assert made["pixel_values"].shape == (2, 3, 6, 4)
         first, second = made["labels"]
         assert first["masks"].shape == (2, 6, 4)

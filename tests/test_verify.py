@@ -135,17 +135,20 @@ def test_masks_pass_as_trained_and_fail_when_changed(task, segmented, shapes, tm
     verdict = verify(segmented[task], str(shapes))
     assert verdict.passed, verdict.differences
     assert (verdict.images, verdict.evidence) == (6, 6)
-    assert verdict.metrics.keys() == {
-        "semantic": {"mean_iou", "pixel_accuracy"},
-        "instance": {"mask_map of the segments shown", "mask_map_50 of the segments shown"},
-        "universal": {
-            "pq (panoptic)",
-            "mask_map of the segments shown (instance)",
-            "mask_map_50 of the segments shown (instance)",
-            "mean_iou (semantic)",
-            "pixel_accuracy (semantic)",
-        },
-    }[task]
+    assert (
+        verdict.metrics.keys()
+        == {
+            "semantic": {"mean_iou", "pixel_accuracy"},
+            "instance": {"mask_map of the segments shown", "mask_map_50 of the segments shown"},
+            "universal": {
+                "pq (panoptic)",
+                "mask_map of the segments shown (instance)",
+                "mask_map_50 of the segments shown (instance)",
+                "mean_iou (semantic)",
+                "pixel_accuracy (semantic)",
+            },
+        }[task]
+    )
     changed = Path(shutil.copytree(segmented[task], tmp_path / "run"))
     if task == "universal":
         # After four steps it gives every pixel one class, whatever it sees.
