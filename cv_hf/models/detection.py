@@ -6,9 +6,8 @@ it is for; tests/models/test_detection_upstream.py fails when Transformers no lo
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,15 +17,21 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.loss.loss_d_fine import DFineLoss, _set_aux_loss, _set_aux_loss2
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
 from transformers.loss.loss_deimv2 import Deimv2Loss
+from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
+from transformers.loss.loss_for_object_detection import _set_aux_loss as _by_layer
+from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher, LwDetrImageLoss
 from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from cv_hf.errors import ModelError
+from cv_hf.models.counts import mean_count
 from cv_hf.models.parts import backbone_name
 from cv_hf.models.pixels import output_sizes
 
 # Their last class is "no object" and their scores a softmax; all others give a sigmoid for every class.
 _WITH_NO_OBJECT = ("detr", "table-transformer", "yolos")
+# Transformers gives each of their decoder layers the normalized output of the one before once `auxiliary_loss` is on.
+_OTHER_WITH_LAYERS = ("conditional_detr", "detr", "table-transformer")
 _FROZEN_STEM = ("conditional_detr", "dab-detr", "deformable_detr", "detr", "table-transformer")
 # Of pretraining only: without a gradient, several processes would wait for it. And two constants of D-FINE's, which
 # loading makes trainable, while the loss goes on with those of the configuration.
@@ -42,14 +47,24 @@ def refuse_untrainable(config: PreTrainedConfig, name: str) -> None:
         raise ModelError(f"{name}: {config.model_type} models cannot be trained: Transformers has no loss for them.")
 
 
-def set_as_trained(config: PreTrainedConfig, chosen: Collection[str]) -> None:
+def set_as_trained(config: PreTrainedConfig, chosen: Mapping[str, Any]) -> None:
     """Set, in place, the fields that the checkpoints were trained with, but for those that the user has chosen.
 
     Published configurations carry `auxiliary_loss: false` where the paper's loss is taken after every decoder layer,
-    which matters in training only. YOLOS has no decoder.
+    which matters in training only; but DETR, Conditional DETR and Table Transformer are another model with it, so that
+    `mend` adds the loss of their layers. YOLOS has no decoder.
+
+    Raises:
+        ModelError: `auxiliary_loss` was chosen other than in the checkpoint, where that makes another model.
     """
     fields: dict[str, Any] = {}
-    if getattr(config, "auxiliary_loss", None) is False and config.model_type != "yolos":
+    if config.model_type in _OTHER_WITH_LAYERS:
+        if chosen.get("auxiliary_loss", config.auxiliary_loss) != config.auxiliary_loss:
+            raise ModelError(
+                f"model.config.auxiliary_loss: {config.model_type} models of Transformers are other models with it.\n"
+                "Leave it out; the loss is taken after every decoder layer anyway."
+            )
+    elif getattr(config, "auxiliary_loss", None) is False and config.model_type != "yolos":
         fields["auxiliary_loss"] = True
     if config.model_type == "deformable_detr":
         # main.py of github.com/fundamentalvision/Deformable-DETR: --set_cost_class 2
@@ -152,6 +167,8 @@ def mend(model: PreTrainedModel) -> None:
     model.loss_function = partial(_loss, _LOSSES.get(kind, model.loss_function))
     if is_two_stage(model.config):
         model.register_forward_hook(_add_first_stage_loss, with_kwargs=True)
+    if kind in _OTHER_WITH_LAYERS and not model.config.auxiliary_loss:
+        judge_layers(model, model.model.decoder, _add_layers)
     if kind in _FROZEN_STEM:
         _free_stages(model)
     for name, parameter in model.named_parameters():
@@ -251,11 +268,146 @@ def _float32(value: Any) -> Any:
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def _class_weighted(function: Callable[..., Any], weight: float | None, *arguments: Any, **more: Any) -> Any:
-    """Weigh the class terms as the paper's code does; Transformers weighs them by 1, whatever cls_loss_coefficient."""
-    loss, terms, auxiliary = function(*arguments, **more)
-    weight = arguments[4].cls_loss_coefficient if weight is None else weight
-    return loss + (weight - 1) * sum(terms[name] for name in terms if name.startswith("loss_ce")), terms, auxiliary
+def judge_layers(model: PreTrainedModel, decoder: nn.Module, add: Callable[..., None]) -> None:
+    """Take the loss after every decoder layer, as DETR does (Carion et al., 2020, section 3.2), with hooks.
+
+    Args:
+        model: whose forward hook `add` becomes, called with its keyword arguments.
+        decoder: of which `add` asks for the `layer_states`.
+        add: adds to the output's loss that of each of these.
+    """
+    for layer in decoder.layers:
+        layer.register_forward_hook(_keep_output)
+    model.register_forward_hook(add, with_kwargs=True)
+
+
+def _keep_output(layer: nn.Module, args: Any, output: Any) -> None:
+    layer.kept = output[0] if isinstance(output, tuple) else output
+
+
+def layer_states(decoder: nn.Module) -> list[torch.Tensor]:
+    """The normalized outputs of all layers but the last, (B, queries, channels) each; they are kept no longer."""
+    kept = [layer.__dict__.pop("kept", None) for layer in decoder.layers]
+    passed = [state for state in kept if state is not None]  # others were dropped for this batch (LayerDrop)
+    return [decoder.layernorm(state.to(decoder.layernorm.weight.dtype)) for state in passed[:-1]]
+
+
+def _add_layers(model: PreTrainedModel, args: Any, inputs: Mapping[str, Any], output: Any) -> None:
+    states = layer_states(model.model.decoder)
+    if output.loss is not None:
+        add_layer_losses(model, states, inputs["labels"], output)
+
+
+def add_layer_losses(
+    detector: PreTrainedModel, states: Sequence[torch.Tensor], labels: list[dict[str, torch.Tensor]], output: Any
+) -> None:
+    """Add to an output, in place, the loss of classes and boxes after each layer, by the detector's `loss_function`.
+
+    Args:
+        detector: DETR, Conditional DETR or Table Transformer.
+        states: what `layer_states` returns.
+        labels: the targets.
+        output: the detector's, or that of a segmenter with it inside.
+    """
+    for index, state in enumerate(states):
+        logits, boxes = detector.class_labels_classifier(state), detector.bbox_predictor(state)
+        if detector.config.model_type == "conditional_detr":
+            points = detector.model.decoder.ref_point_head(detector.model.query_position_embeddings.weight)
+            boxes[..., :2] += torch.logit(points.sigmoid(), eps=1e-5)
+        loss, terms, _ = detector.loss_function(logits, labels, detector.device, boxes.sigmoid(), detector.config)
+        output.loss = output.loss + loss
+        output.loss_dict = {**output.loss_dict, **{f"{name}_{index}": term for name, term in terms.items()}}
+
+
+class Counted:
+    """For the losses of DETR and its kin: divided by the objects of the batch as `mean_count` says.
+
+    Transformers divides the mean over the processes by their number once more, so that on 8 of them boxes weigh 8 times
+    as much, and waits for the others in evaluation too, where each process has batches of its own.
+    """
+
+    def forward(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        groups = {"group_detr": self.group_detr} if hasattr(self, "group_detr") else {}
+        objects = sum(len(target["class_labels"]) for target in targets) * groups.get("group_detr", 1)
+        count = mean_count(objects, outputs["logits"].device)
+        layers = {"": outputs}
+        layers.update((f"_{index}", layer) for index, layer in enumerate(outputs.get("auxiliary_outputs") or ()))
+        if "enc_outputs" in outputs:
+            layers["_enc"] = outputs["enc_outputs"]
+        terms = {}
+        for end, layer in layers.items():
+            indices = self.matcher(layer, targets, **groups)
+            for kind in self.losses:
+                if kind != "masks" or "pred_masks" in layer:
+                    found = self.get_loss(kind, layer, targets, indices, count)
+                    terms.update((f"{name}{end}", term) for name, term in found.items())
+        return terms
+
+
+class _SoftmaxLoss(Counted, ImageLoss):
+    pass
+
+
+class _FocalLoss(Counted, DeformableDetrImageLoss):
+    pass
+
+
+class _GroupedLoss(Counted, LwDetrImageLoss):
+    pass
+
+
+def weighted(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """The sum of the terms, those of a layer ("loss_bbox_0") weighed as those of the last ("loss_bbox")."""
+    ends = {name: name if name in weights else name.rpartition("_")[0] for name in terms}
+    return sum(weights[ends[name]] * term for name, term in terms.items() if ends[name] in weights)
+
+
+def set_loss(
+    is_softmax: bool,
+    class_weight: float | None,
+    logits: torch.Tensor,
+    labels: list[dict[str, torch.Tensor]],
+    device: torch.device,
+    pred_boxes: torch.Tensor,
+    config: PreTrainedConfig,
+    outputs_class: torch.Tensor | None = None,
+    outputs_coord: torch.Tensor | None = None,
+    pred_masks: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
+    """DETR's loss, or Deformable DETR's with a sigmoid for every class.
+
+    Args:
+        is_softmax: DETR's.
+        class_weight: of the class terms, None: the configuration's. Transformers weighs them by 1 whatever it says.
+        logits, pred_boxes, pred_masks: of the last layer; (B, queries, ...) each.
+        labels, device, config: as in Transformers' `loss_function`.
+        outputs_class, outputs_coord: of all layers, where the configuration says `auxiliary_loss`.
+
+    Returns:
+        the loss, its terms by name, and the outputs of the layers but the last.
+    """
+    costs = config.class_cost, config.bbox_cost, config.giou_cost
+    outputs = {"logits": logits, "pred_boxes": pred_boxes}
+    kinds = ["labels", "boxes", "cardinality"]
+    weights = {
+        "loss_ce": config.cls_loss_coefficient if class_weight is None else class_weight,
+        "loss_bbox": config.bbox_loss_coefficient,
+        "loss_giou": config.giou_loss_coefficient,
+    }
+    if pred_masks is not None:
+        outputs["pred_masks"] = pred_masks
+        kinds.append("masks")
+        weights.update(loss_mask=config.mask_loss_coefficient, loss_dice=config.dice_loss_coefficient)
+    if config.auxiliary_loss:
+        outputs["auxiliary_outputs"] = _by_layer(outputs_class, outputs_coord)
+    if is_softmax:
+        criterion = _SoftmaxLoss(HungarianMatcher(*costs), config.num_labels, config.eos_coefficient, kinds)
+    else:
+        criterion = _FocalLoss(DeformableDetrHungarianMatcher(*costs), config.num_labels, config.focal_alpha, kinds)
+    terms = criterion.to(device)(outputs, labels)
+    return weighted(terms, weights), terms, outputs.get("auxiliary_outputs")
 
 
 def _rt_detr_loss(
@@ -341,7 +493,6 @@ def _fine_loss(
 
 
 def _grouped_loss(
-    function: Callable[..., Any],
     logits: torch.Tensor,
     labels: Any,
     device: torch.device,
@@ -357,13 +508,23 @@ def _grouped_loss(
     Transformers takes log(1 - sigmoid(x)), infinite from x = 17 (github.com/roboflow/rf-detr takes logsigmoid), and
     matches in `group_detr` groups the queries that evaluation mode makes of one.
     """
-    if logits.shape[1] == config.num_queries:
-        config = copy.copy(config)
-        config.group_detr = 1
-    classes = [None if given is None else bounded(given) for given in (logits, outputs_class, enc_outputs_class)]
-    return function(
-        classes[0], labels, device, pred_boxes, config, classes[1], outputs_coord, classes[2], enc_outputs_coord
-    )
+    groups = 1 if logits.shape[1] == config.num_queries else config.group_detr
+    outputs: dict[str, Any] = {
+        "logits": bounded(logits),
+        "pred_boxes": pred_boxes,
+        "enc_outputs": {"logits": bounded(enc_outputs_class), "pred_boxes": enc_outputs_coord},
+    }
+    if config.auxiliary_loss:
+        outputs["auxiliary_outputs"] = _by_layer(bounded(outputs_class), outputs_coord)
+    matcher = LwDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
+    kinds = ["labels", "boxes", "cardinality"]
+    terms = _GroupedLoss(matcher, config.num_labels, config.focal_alpha, kinds, groups).to(device)(outputs, labels)
+    weights = {
+        "loss_ce": config.class_loss_coefficient,
+        "loss_bbox": config.bbox_loss_coefficient,
+        "loss_giou": config.giou_loss_coefficient,
+    }
+    return weighted(terms, weights), terms, outputs.get("auxiliary_outputs")
 
 
 def _add_first_stage_loss(model: nn.Module, args: Any, inputs: Mapping[str, Any], output: Any) -> None:
@@ -382,7 +543,7 @@ def _add_first_stage_loss(model: nn.Module, args: Any, inputs: Mapping[str, Any]
     }
     objects = [{**target, "class_labels": torch.zeros_like(target["class_labels"])} for target in labels]
     matcher = DeformableDetrHungarianMatcher(config.class_cost, config.bbox_cost, config.giou_cost)
-    criterion = DeformableDetrImageLoss(matcher, config.num_labels, config.focal_alpha, ["labels", "boxes"])
+    criterion = _FocalLoss(matcher, config.num_labels, config.focal_alpha, ["labels", "boxes"])
     with torch.autocast(model.device.type, enabled=False):
         terms = criterion(outputs, objects)
     output.loss_dict = {**output.loss_dict, **{f"{name}_enc": term for name, term in terms.items()}}
@@ -396,14 +557,17 @@ def _add_first_stage_loss(model: nn.Module, args: Any, inputs: Mapping[str, Any]
 
 # main.py of github.com/fundamentalvision/Deformable-DETR: --cls_loss_coef 2
 _DEFORMABLE_CLASS_WEIGHT = 2.0
-_DEFORMABLE = LOSS_MAPPING["DeformableDetrForObjectDetection"]
 _LOSSES: dict[str, Callable[..., Any]] = {
-    "conditional_detr": partial(_class_weighted, _DEFORMABLE, None),
+    "conditional_detr": partial(set_loss, False, None),
     "d_fine": partial(_fine_loss, _DFineCriterion),
-    "deformable_detr": partial(_class_weighted, _DEFORMABLE, _DEFORMABLE_CLASS_WEIGHT),
+    "dab-detr": partial(set_loss, False, 1.0),
+    "deformable_detr": partial(set_loss, False, _DEFORMABLE_CLASS_WEIGHT),
     "deimv2": partial(_fine_loss, Deimv2Loss),
-    "lw_detr": partial(_grouped_loss, LOSS_MAPPING["LwDetrForObjectDetection"]),
-    "rf_detr": partial(_grouped_loss, LOSS_MAPPING["RfDetrForObjectDetection"]),
+    "detr": partial(set_loss, True, 1.0),
+    "lw_detr": _grouped_loss,
+    "rf_detr": _grouped_loss,
     "rt_detr": partial(_rt_detr_loss, LOSS_MAPPING["RTDetrForObjectDetection"]),
     "rt_detr_v2": partial(_rt_detr_loss, LOSS_MAPPING["RTDetrV2ForObjectDetection"]),
+    "table-transformer": partial(set_loss, True, 1.0),
+    "yolos": partial(set_loss, True, 1.0),
 }

@@ -23,7 +23,6 @@ import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.loss.loss_rf_detr import RfDetrHungarianMatcher, RfDetrImageLoss, _set_aux_loss
-from transformers.loss.loss_utils import LOSS_MAPPING
 
 from cv_hf.errors import ModelError
 from cv_hf.models import detection, oneformer
@@ -280,14 +279,15 @@ def mend(model: PreTrainedModel) -> None:
         model.criterion.get_num_masks = _count_masks
         model.criterion.forward = partial(_float32_loss, model.criterion.forward)
     else:
-        function = _rf_detr_loss if kind == "rf_detr" else model.loss_function
-        model.loss_function = partial(_float32_loss, function)
+        model.loss_function = partial(_float32_loss, _OBJECT_LOSSES.get(kind, model.loss_function))
     if kind == "oneformer":
         oneformer.mend(model)
     elif kind == "maskformer":
-        _judge_layers(model, model.model.transformer_module.decoder, _add_maskformer_layers)
+        # Published configurations have it turned off, and turned on, Transformers raises.
+        detection.judge_layers(model, model.model.transformer_module.decoder, _add_maskformer_layers)
     elif kind == "detr" and not model.config.auxiliary_loss:
-        _judge_layers(model, model.detr.model.decoder, _add_detr_layers)
+        model.detr.loss_function = partial(_float32_loss, partial(detection.set_loss, True, 1.0))
+        detection.judge_layers(model, model.detr.model.decoder, _add_detr_layers)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_pre_hook(_spare_single)
@@ -351,29 +351,8 @@ def _count_masks(class_labels: Sequence[torch.Tensor], device: torch.device) -> 
     return mean_count(sum(len(classes) for classes in class_labels), device)
 
 
-def _judge_layers(model: PreTrainedModel, decoder: nn.Module, add: Callable[..., None]) -> None:
-    """Take the loss after every decoder layer, as DETR and MaskFormer do (Carion et al., 2020, section 3.2).
-
-    Published configurations have it turned off, and turned on, Transformers raises (MaskFormer), or gives each layer
-    the normalized output of the one before (DETR), which is another model than the one that was trained.
-    """
-    for layer in decoder.layers:
-        layer.register_forward_hook(_keep_output)
-    model.register_forward_hook(add, with_kwargs=True)
-
-
-def _keep_output(layer: nn.Module, args: Any, output: torch.Tensor) -> None:
-    layer.kept = output
-
-
-def _layer_states(decoder: nn.Module) -> list[torch.Tensor]:
-    """The normalized outputs of all layers but the last, (B, queries, channels) each; they are kept no longer."""
-    kept = [layer.__dict__.pop("kept") for layer in decoder.layers]
-    return [decoder.layernorm(state.float()) for state in kept[:-1]]
-
-
 def _add_maskformer_layers(model: PreTrainedModel, args: Any, inputs: Mapping[str, Any], output: Any) -> None:
-    states = _layer_states(model.model.transformer_module.decoder)
+    states = detection.layer_states(model.model.transformer_module.decoder)
     if output.loss is None:
         return
     pixels = output.pixel_decoder_last_hidden_state.float()
@@ -386,16 +365,21 @@ def _add_maskformer_layers(model: PreTrainedModel, args: Any, inputs: Mapping[st
 
 def _add_detr_layers(model: PreTrainedModel, args: Any, inputs: Mapping[str, Any], output: Any) -> None:
     """Classes and boxes only, as in segmentation.py of github.com/facebookresearch/detr: masks would be too costly."""
-    states = _layer_states(model.detr.model.decoder)
-    if output.loss is None:
-        return
-    for state in states:
-        logits = model.detr.class_labels_classifier(state)
-        boxes = model.detr.bbox_predictor(state).sigmoid()
-        loss, _, _ = _float32_loss(
-            LOSS_MAPPING["ForObjectDetection"], logits, inputs["labels"], model.device, boxes, model.config
-        )
-        output.loss = output.loss + loss
+    states = detection.layer_states(model.detr.model.decoder)
+    if output.loss is not None:
+        detection.add_layer_losses(model.detr, states, inputs["labels"], output)
+
+
+def _detr_loss(
+    logits: torch.Tensor,
+    labels: list[dict[str, torch.Tensor]],
+    device: torch.device,
+    pred_boxes: torch.Tensor,
+    pred_masks: torch.Tensor,
+    config: PreTrainedConfig,
+    *outputs: torch.Tensor | None,
+) -> Any:
+    return detection.set_loss(True, 1.0, logits, labels, device, pred_boxes, config, *outputs, pred_masks=pred_masks)
 
 
 class _RfDetrMatcher(RfDetrHungarianMatcher):
@@ -413,7 +397,7 @@ class _RfDetrMatcher(RfDetrHungarianMatcher):
         return super().forward(outputs, targets, group_detr)
 
 
-class _RfDetrCriterion(RfDetrImageLoss):
+class _RfDetrCriterion(detection.Counted, RfDetrImageLoss):
     """RF-DETR's loss, a number where no image has an object: Transformers returns empty masks there."""
 
     def loss_masks(self, *args: Any) -> dict[str, torch.Tensor]:
@@ -472,10 +456,7 @@ def _rf_detr_loss(
         "loss_mask_ce": config.mask_class_loss_coefficient,
         "loss_mask_dice": config.mask_dice_loss_coefficient,
     }
-    loss = sum(
-        weight * term
-        for name, term in terms.items()
-        for key, weight in weights.items()
-        if name == key or name.rpartition("_")[0] == key
-    )
-    return loss, terms, auxiliary
+    return detection.weighted(terms, weights), terms, auxiliary
+
+
+_OBJECT_LOSSES: dict[str, Callable[..., Any]] = {"detr": _detr_loss, "rf_detr": _rf_detr_loss}

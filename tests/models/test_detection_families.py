@@ -26,6 +26,8 @@ from tests.tiny_detection import DETECTION_FAMILIES, UNTRAINABLE_DETECTORS
 
 FAMILIES = list(DETECTION_FAMILIES)
 NO_OBJECT = {"detr", "detr_timm", "table-transformer", "yolos"}
+# In Transformers another model with `auxiliary_loss`.
+OTHER_WITH_LAYERS = ("conditional_detr", "detr", "detr_timm", "table-transformer")
 DENOISING = {"d_fine", "deimv2", "deimv2_dinov3", "rt_detr", "rt_detr_v2"}
 BACKBONES = {
     "conditional_detr": "model.backbone.model",
@@ -137,14 +139,38 @@ def test_the_head_is_new_and_nothing_else(tiny, family):
                 assert torch.allclose(parameter[1:] if proposals else parameter, torch.tensor(expected)), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_head_is_kept_for_the_labels_it_has(tiny, family):
+def with_its_labels(folder):
     labels = {index: f"class_{index}" for index in range(5)}
     fields = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
-    built = build_model(ModelConfig(id=str(tiny(family))), "AutoModelForObjectDetection", fields)
-    reference = AutoModelForObjectDetection.from_pretrained(tiny(family)).state_dict()
+    return build_model(ModelConfig(id=str(folder)), "AutoModelForObjectDetection", fields)
+
+
+def pretrained(folder, out, **config):
+    """Save to `out` the model of `folder` with scales and shifts of its normalizations as if it had been trained."""
+    model = AutoModelForObjectDetection.from_pretrained(folder, **config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm" in name and value.ndim == 1:
+                value += 0.5 * torch.randn(value.shape, generator=generator)
+    model.save_pretrained(out)
+    AutoImageProcessor.from_pretrained(folder).save_pretrained(out)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_model_of_the_checkpoint(tiny, family, tmp_path):
+    reference = pretrained(tiny(family), tmp_path)
+    built = with_its_labels(tmp_path)
+    state = reference.state_dict()
     assert built.report.new == []
-    assert all(torch.equal(tensor, reference[name]) for name, tensor in built.model.state_dict().items())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in built.model.state_dict().items())
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        expected, *others = reference(images), built.model(images), built.model(images, labels=targets(3, 1))
+    for outputs in others:
+        assert torch.equal(outputs.logits, expected.logits)
+        assert torch.equal(outputs.pred_boxes, expected.pred_boxes)
 
 
 def test_two_stages_keep_what_ranks_the_proposals(tiny):
@@ -322,8 +348,8 @@ def test_sizes_that_cannot_be(tiny, family, size, why):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fields_that_it_was_trained_with(tiny, family):
     config = build(tiny(family)).model.config
-    assert config.auxiliary_loss is (family != "yolos")
-    if family == "detr":
+    assert config.auxiliary_loss is not (family == "yolos" or family in OTHER_WITH_LAYERS)
+    if family == "rt_detr":
         assert build(tiny(family), config={"auxiliary_loss": False}).model.config.auxiliary_loss is False
     if family == "deformable_detr":
         assert config.class_cost == 2

@@ -9,12 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from transformers import AutoConfig, AutoModelForObjectDetection
+from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.models.d_fine.modeling_d_fine import distance2bbox, weighting_function
 from transformers.models.rf_detr.modeling_rf_detr import RfDetrDinov2Backbone, RfDetrDinov2Embeddings
 
+from cv_hf.errors import ModelError
 from cv_hf.models import detection, freeze_backbone
-from tests.models.test_detection_families import build, targets
+from cv_hf.models.counts import sharing
+from tests.models.test_detection_families import OTHER_WITH_LAYERS, build, pretrained, targets, with_its_labels
 
 
 def upstream(model, images, labels):
@@ -64,6 +69,123 @@ def test_the_first_stage_of_deformable_detr_is_trained(tiny):
     weights = {"loss_ce": 2, "loss_bbox": 5, "loss_giou": 2}
     expected = sum(weights[k] * term for name, term in outputs.loss_dict.items() for k in weights if name.startswith(k))
     torch.testing.assert_close(outputs.loss, expected)
+
+
+@pytest.mark.parametrize("family", OTHER_WITH_LAYERS)
+def test_layers_are_judged_and_not_normalized_for_the_next(tiny, family, tmp_path):
+    theirs = pretrained(tiny(family), tmp_path, decoder_layers=3)
+    other = AutoModelForObjectDetection.from_pretrained(tmp_path, auxiliary_loss=True).eval()
+    images, labels = torch.rand(2, 3, 64, 64), targets(3, 1, classes=5)
+    kept = []
+    for layer in theirs.model.decoder.layers:
+        layer.register_forward_hook(lambda layer, args, output: kept.append(output))
+    with torch.no_grad():
+        outputs = theirs(images)
+        assert not torch.allclose(other(images).logits, outputs.logits, atol=1e-2)
+    states = [output[0] if isinstance(output, tuple) else output for output in kept]
+    assert len(states) == 3
+    is_conditional = family == "conditional_detr"
+    expected, parts = 0.0, []
+    for state in states:
+        state = theirs.model.decoder.layernorm(state.detach())
+        boxes = theirs.bbox_predictor(state)
+        if is_conditional:
+            query = theirs.model.query_position_embeddings.weight
+            boxes[..., :2] += theirs.model.decoder.ref_point_head(query)
+        function = LOSS_MAPPING["DeformableDetrForObjectDetection" if is_conditional else "ForObjectDetection"]
+        _, terms, _ = function(
+            theirs.class_labels_classifier(state), labels, theirs.device, boxes.sigmoid(), theirs.config
+        )
+        weights = {"loss_ce": 2 if is_conditional else 1, "loss_bbox": 5, "loss_giou": 2}
+        parts.append(sum(weight * terms[name] for name, weight in weights.items()))
+        expected = expected + parts[-1]
+    torch.testing.assert_close(boxes.sigmoid(), outputs.pred_boxes)
+    assert len({round(part.item(), 3) for part in parts}) == 3
+
+    model = with_its_labels(tmp_path).model.train()
+    found = model(images, labels=labels)
+    torch.testing.assert_close(found.loss, expected)
+    assert {"loss_bbox", "loss_bbox_0", "loss_bbox_1"} == {name for name in found.loss_dict if "bbox" in name}
+    found.loss.backward()
+    gradient = model.bbox_predictor.layers[0].weight.grad
+    expected.backward()
+    torch.testing.assert_close(gradient, theirs.bbox_predictor.layers[0].weight.grad)
+    assert not any("kept" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("family", OTHER_WITH_LAYERS)
+def test_a_checkpoint_with_layers_stays_the_model_that_it_is(tiny, family, tmp_path):
+    theirs = pretrained(tiny(family), tmp_path, auxiliary_loss=True)
+    model = with_its_labels(tmp_path).model
+    images, labels = torch.rand(1, 3, 64, 64), targets(3, classes=5)
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, theirs(images).logits)
+        assert {"loss_bbox", "loss_bbox_0"} == {n for n in model(images, labels=labels).loss_dict if "bbox" in n}
+    for folder, chosen in ((tmp_path, False), (tiny(family), True)):
+        with pytest.raises(ModelError, match=r"auxiliary_loss: .* are other models with it"):
+            build(folder, config={"auxiliary_loss": chosen})
+        assert build(folder, config={"auxiliary_loss": not chosen}).model.config.auxiliary_loss is not chosen
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_layers_are_judged_under_gradient_checkpointing(tiny, use_reentrant):
+    model = build(tiny("detr"), config={"decoder_layers": 3}).model.train()
+    images, labels = torch.rand(1, 3, 64, 64), targets(3)
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        model(images, labels=labels).loss.backward()
+        gradients.append(next(model.model.decoder.layers[0].parameters()).grad.clone())
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    torch.testing.assert_close(*gradients)
+
+
+def test_layers_that_are_dropped_are_not_judged(tiny):
+    model = build(tiny("conditional_detr"), config={"decoder_layers": 3}).model.train()
+    model.model.decoder.layerdrop = 0.5
+    images, labels = torch.rand(1, 3, 64, 64), targets(3)
+    torch.manual_seed(0)
+    judged = {sum("bbox" in name for name in model(images, labels=labels).loss_dict) for _ in range(8)}
+    assert len(judged) > 1
+
+
+@pytest.mark.parametrize(
+    ("family", "is_upstream_wrong"),
+    [
+        ("conditional_detr", True),
+        ("dab-detr", True),
+        ("deformable_detr_two_stage", True),
+        ("detr", True),
+        ("lw_detr", False),
+        ("rf_detr", False),
+        ("table-transformer", True),
+        ("yolos", True),
+    ],
+)
+def test_boxes_are_counted_once(tiny, family, is_upstream_wrong, monkeypatch):
+    """Four boxes here and eight in another process are divided by six."""
+    model = build(tiny(family)).model.train()
+    images, labels = torch.rand(2, 3, 96, 96), targets(3, 1)
+    alone = model(images, labels=labels).loss_dict
+    upstream_alone = upstream(model, images, labels).loss_dict
+    state = {"distributed_type": DistributedType.MULTI_CPU, "num_processes": 2, "device": torch.device("cpu")}
+    monkeypatch.setattr(PartialState, "_shared_state", {"backend": "gloo", "debug": False, **state})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, op=None: tensor.mul_(3))
+    upstream_together = upstream(model, images, labels).loss_dict
+    with sharing(1.0):
+        together = model(images, labels=labels).loss_dict
+    terms = [name for name in together if name.startswith(("loss_bbox", "loss_giou"))]
+    assert len(terms) >= (2 if family == "yolos" else 4)
+    for name in terms:
+        torch.testing.assert_close(together[name], alone[name] * 4 / 6)
+    for name in ("loss_bbox", "loss_giou"):
+        divided = 3 if is_upstream_wrong else 6
+        torch.testing.assert_close(upstream_together[name], upstream_alone[name] * 4 / divided)
+    # In evaluation, where processes have batches of their own, none waits for the others.
+    monkeypatch.setattr(torch.distributed, "all_reduce", None)
+    torch.testing.assert_close(model(images, labels=labels).loss_dict, alone)
 
 
 @pytest.mark.parametrize(("family", "weight"), [("conditional_detr", 2), ("deformable_detr", 2)])
@@ -213,7 +335,7 @@ def test_rt_detr_with_a_size_for_evaluation(tiny):
         model.model.encoder.aifi[0].position_embedding.register_forward_hook(lambda *_: calls.append(size))  # noqa: B023
         model(torch.rand(1, 3, 64, 64))
     assert calls == [None]
-    detection.set_as_trained(config, ())
+    detection.set_as_trained(config, {})
     assert config.eval_size is None
 
 
