@@ -231,7 +231,7 @@ def test_push_after_training(trained, hub):
         ("train.learnin_rate=1", "train.learnin_rate is not a known key. Did you mean 'learning_rate'?"),
         ("train.learning_rate=fast", "train.learning_rate: input should be a valid number"),
         ("train.output_dir=x", "train.output_dir is not used here; use run_dir."),
-        ("task=semantic-segmentation", "cannot be trained by this version"),
+        ("task=semantic-segmentation", "no mask column was found among: image (Image), label (ClassLabel)."),
         ("data.id=/no/such/folder", "there is no file or folder /no/such/folder"),
         ("data.splits.validation=nope", "nope"),
         ("data.labels=[red, green, bleu]", "bleu"),
