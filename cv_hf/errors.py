@@ -14,7 +14,12 @@ A message is one or two lines: what is wrong, where, and how to mend it.
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
+
+# Access tokens of the Hub, and who logs in within an address.
+_SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}|(?<=://)[^/\s@]+(?=@)")
 
 
 class CvHfError(Exception):
@@ -67,3 +72,28 @@ def causes(error: BaseException) -> list[BaseException]:
         chain.append(current)
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     return chain
+
+
+def printable(value: object) -> str:
+    """Text as it can go to a terminal or a log: one line, where names of files and labels cannot do any harm.
+
+    What would move the cursor, colour the terminal, turn the line around or end it is written as its escape; a token of
+    the Hub is left out.
+    """
+    text = redacted(str(value))
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def printable_lines(value: object) -> str:
+    """As `printable`, of a message whose own line ends stay."""
+    return "\n".join(map(printable, str(value).split("\n")))
+
+
+def redacted(text: str) -> str:
+    """Text without access tokens: those of the Hub's form, that of HF_TOKEN, and passwords in addresses."""
+    token = os.environ.get("HF_TOKEN", "")
+    if len(token) > 4:
+        text = text.replace(token, "***")
+    return _SECRET.sub("***", text) if "_" in text or "@" in text else text
