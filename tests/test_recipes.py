@@ -68,6 +68,7 @@ MODELS: dict[str, str | Timm] = {
     "nvidia/segformer-b0-finetuned-ade-512-512": "segformer_semantic",
     "openmmlab/upernet-convnext-tiny": "upernet_convnext",
     "openmmlab/upernet-swin-tiny": "upernet_swin",
+    "shi-labs/dinat-mini-in1k-224": "dinat",
     "shi-labs/oneformer_ade20k_swin_tiny": "oneformer",
     "shi-labs/oneformer_coco_swin_large": "oneformer",
     "timm/efficientnet_b0.ra_in1k": Timm("test_efficientnet", {}),
