@@ -1,9 +1,9 @@
 """`cv-hf verify`: what transformers.pipeline() answers in a process of its own, against what evaluation measured.
 
-Three things are compared, image by image: pipeline() in a process that never imports cv_hf (but for the line that DiNAT
-needs), called as the card says;
-cv_hf's evaluation of the same files; and the evidence that training left with the model, answers of the model in memory
-before it was saved. The evidence is what shows a file of the model that was changed since, as both others read it.
+Three things are compared, image by image: pipeline(), called as the card says, in a process that never imports cv_hf
+(but for the line that DiNAT needs); cv_hf's evaluation of the same files; and the evidence that training left with the
+model, answers of the model in memory before it was saved. The evidence is what shows a file of the model that was
+changed since, as both others read it.
 """
 
 from __future__ import annotations
