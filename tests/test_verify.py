@@ -110,8 +110,8 @@ def test_check_tells_what_is_wrong_and_what_is_not(boxes, tmp_path, capsys):
     assert main(["check", str(folder), "--json", "-"]) == 1
     captured = capsys.readouterr()
     found = json.loads(captured.out)
-    assert set(found) == {"box-zero-area", "unreadable-image"}
-    assert found["unreadable-image"]["files"] == ["train/0.png"]
+    assert set(found) == {"box-zero-area", "truncated-image"}
+    assert found["truncated-image"]["files"] == ["train/0.png"]
     assert found["box-zero-area"]["count"] == 1
     assert "2 findings" in captured.err
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import pyarrow.compute as pc
@@ -39,6 +40,7 @@ _PLANAR_CONFIGURATION = 284
 _CHECKED_AT_ONCE = 10_000
 # Photos of phones and cameras, which Pillow alone does not decode; as TIFF it would read a raw's thumbnail.
 _NOT_DECODED = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
+_WITH_ALPHA = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 _NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"})
 
 
@@ -86,14 +88,14 @@ def decode(
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise UnreadableImage(name, _reason(error, name)) from None
+        raise _unreadable(error, source, name) from None
 
 
 def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None = None) -> tuple[str, ...]:
     """Check one image without decoding it, and return the codes of findings that show so.
 
-    A JPEG or PNG without its end marker is suspected to be truncated, and decoded after all: many a file that
-    lacks only the marker can be read.
+    A file that is shorter than it says, or lacks its end marker, is suspected to be truncated, and decoded after all:
+    many a file that lacks only the marker can be read.
 
     Raises:
         UnreadableImage: as `decode` does, as far as the header shows it.
@@ -103,10 +105,11 @@ def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None =
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
             start = stream.read(_HEADER_BYTES)
             if not start:
-                raise UnreadableImage(name, "the file is empty")
+                raise UnreadableImage(name, "the file is empty", "empty-image")
             stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - _TAIL_BYTES))
-            tail = stream.read()
+            size = stream.tell()
+            stream.seek(max(0, size - _TAIL_BYTES))
+            early = _ends_early(start, stream.read(), size)
             stream.seek(0)
             with PIL.Image.open(stream, formats=image_formats()) as opened:
                 _refuse_misread(opened, name)
@@ -114,8 +117,8 @@ def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None =
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:
-        raise UnreadableImage(name, _reason(error, name)) from None
-    if (start.startswith(b"\xff\xd8") and b"\xff\xd9" not in tail) or (start[1:4] == b"PNG" and b"IEND" not in tail):
+        raise _unreadable(error, source, name) from None
+    if early:
         decode(image, name)
     return codes
 
@@ -186,7 +189,7 @@ def _source(image: Any, name: str | None) -> tuple[str, str | bytes | PIL.Image.
         name = name or path or "image"
         if content is not None:
             if not content:
-                raise UnreadableImage(name, "the image is empty")
+                raise UnreadableImage(name, "the image is empty", "empty-image")
             return name, bytes(content)
         if path is None:
             raise UnreadableImage(name, "there is no image", "missing-image")
@@ -196,7 +199,7 @@ def _source(image: Any, name: str | None) -> tuple[str, str | bytes | PIL.Image.
     if not os.path.isfile(path):
         raise UnreadableImage(name, "no such file", "missing-image")
     if os.path.getsize(path) == 0:
-        raise UnreadableImage(name, "the file is empty")
+        raise UnreadableImage(name, "the file is empty", "empty-image")
     return name, path
 
 
@@ -213,10 +216,17 @@ def _header_codes(opened: PIL.Image.Image, image: Any) -> tuple[str, ...]:
     # Phones name MPO files .jpg, and MPO begins as a JPEG does.
     if expected and opened.format not in (expected, "MPO" if expected == "JPEG" else expected):
         codes.append("suffix-mismatch")
+    if opened.mode == "CMYK":
+        codes.append("cmyk-image")
+    if opened.mode in ("P", "PA"):
+        codes.append("palette-image")
+    if opened.mode in _WITH_ALPHA or "transparency" in opened.info:
+        codes.append("alpha-image")
     # Turning the image upright fails on damaged EXIF. A PNG is decoded whole to look for EXIF after its pixels; before
     # them, where writers put it, it is in `info`.
-    if opened.format != "PNG" or "exif" in opened.info:
-        opened.getexif()
+    has_exif = opened.format != "PNG" or "exif" in opened.info
+    if has_exif and opened.getexif().get(PIL.ExifTags.Base.Orientation) in range(2, 9):
+        codes.append("exif-rotated")
     return tuple(codes)
 
 
@@ -267,6 +277,30 @@ def _not_decoded(name: str) -> str | None:
     if suffix not in _NOT_DECODED or suffix in PIL.Image.registered_extensions():
         return None
     return f"{suffix[1:].upper()} is not decoded here: convert it to JPEG"
+
+
+def _unreadable(error: Exception, source: str | bytes | PIL.Image.Image, name: str) -> UnreadableImage:
+    """What a decoder's error means."""
+    code = "unreadable-image"
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        code = "decompression-bomb"
+    elif not _not_decoded(name) and not isinstance(source, PIL.Image.Image):
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
+            start = stream.read(_HEADER_BYTES)
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _TAIL_BYTES))
+            if _ends_early(start, stream.read(), size) or "truncated" in str(error).lower():
+                code = "truncated-image"
+    return UnreadableImage(name, _reason(error, name), code)
+
+
+def _ends_early(start: bytes, tail: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes, told by its first ones, is shorter than it says or lacks its end marker."""
+    if start.startswith((b"BM", b"RIFF")):
+        place, header = (2, 0) if start.startswith(b"BM") else (4, 8)
+        return int.from_bytes(start[place : place + 4], "little") + header > size
+    ends = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND", b"GIF8": b";"}
+    return any(start.startswith(magic) and end not in tail for magic, end in ends.items())
 
 
 def _reason(error: Exception, name: str) -> str:

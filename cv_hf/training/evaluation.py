@@ -130,7 +130,7 @@ def recorder(
 
     def record(found: Sequence[tuple[str, str, str]]) -> None:
         for code, name, reason in found:
-            if CODES[code].severity != "dropped":
+            if CODES[code].effect != "dropped":
                 findings.add(code, name, reason)
                 continue
             known = findings.count(code)

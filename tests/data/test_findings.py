@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 
 from cv_hf.data import CODES, Findings
+from cv_hf.data.findings import SEVERITIES, table
 from cv_hf.errors import DataError
 
 
@@ -28,7 +30,7 @@ def test_the_first_twenty_names_are_kept_and_all_are_counted():
     assert entry["count"] == 50
     assert entry["files"] == [f"{index}.png" for index in range(20)]
     assert entry["reasons"] == {"3.png": "why"}
-    assert entry["severity"] == "dropped"
+    assert (entry["severity"], entry["effect"]) == ("error", "dropped")
     assert findings.summary().endswith("0.png, 1.png, 2.png and 47 more")
 
 
@@ -45,7 +47,11 @@ def test_merging_what_two_processes_found_counts_a_file_once():
 def test_unknown_codes_are_refused_and_all_codes_are_explained():
     with pytest.raises(KeyError):
         Findings().add("unredable-image", "a.png")
-    assert all(code.meaning and code.severity in ("dropped", "repaired", "noted") for code in CODES.values())
+    assert all(code.meaning and code.effect in ("dropped", "repaired", "noted") for code in CODES.values())
+    # What is dropped is an error, and the table and every list begin with those.
+    assert all(code.severity == "error" for code in CODES.values() if code.effect == "dropped")
+    severities = [code.severity for code in CODES.values()]
+    assert severities == sorted(severities, key=list(SEVERITIES).index)
 
 
 def test_stop_refuses_the_sample_by_name():
@@ -58,3 +64,16 @@ def test_stop_refuses_the_sample_by_name():
 
 def test_no_findings():
     assert (Findings().summary(), Findings().to_dict(), len(Findings())) == ("", {}, 0)
+
+
+def test_the_table_of_the_documentation_is_current():
+    assert (Path(__file__).parents[2] / "docs" / "findings.md").read_text(encoding="utf-8") == table() + "\n"
+
+
+def test_counts_by_severity():
+    findings = Findings()
+    for code, name in (("box-outside", "a"), ("box-outside", "b"), ("box-huge", "a"), ("gapped-ids", "a")):
+        findings.add(code, name, "why" if name == "b" else "")
+    assert findings.by_severity() == {"error": 2, "warning": 1, "note": 1}
+    assert findings.reasons("box-outside") == {"a": "", "b": "why"}
+    assert findings.reasons("mask-void") == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -108,6 +109,13 @@ def palette(transparency=None):
     return image, {} if transparency is None else {"transparency": transparency}
 
 
+# What the header of a file says that is good to know.
+NOTED = {
+    **{name: ["alpha-image"] for name in ("grey-alpha.png", "rgba.png", "rgba.webp", "key.png")},
+    **{name: ["palette-image", "alpha-image"] for name in ("palette-key.png", "palette-alpha.png")},
+    **{name: ["palette-image"] for name in ("palette.png", "palette.gif")},
+    **{name: ["cmyk-image"] for name in ("cmyk.jpg", "cmyk.tif")},
+}
 ALPHA = np.dstack([RGB, RGB[..., :1]])
 WRITTEN = {
     "rgb.png": (PIL.Image.fromarray(RGB), {}),
@@ -150,7 +158,7 @@ def test_images_are_read_as_pipeline_reads_them(name, tmp_path):
         decoded, codes = decode(source)
         assert codes == []
         np.testing.assert_array_equal(pixels(decoded), expected)
-    assert read_header(path) == ()
+    assert read_header(path) == tuple(NOTED.get(name, ["exif-rotated"] if re.match("exif-[2-8]", name) else []))
 
 
 @pytest.mark.parametrize("name", ["rgb.png", "palette.png", "rgb.bmp"])
@@ -308,7 +316,7 @@ def test_frames_after_the_first_are_noted(tmp_path):
     frames = [PIL.Image.fromarray(RGB), PIL.Image.fromarray(255 - RGB)]
     for name in ("a.gif", "a.tif", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        assert read_header(tmp_path / name) == ("first-frame",)
+        assert read_header(tmp_path / name)[0] == "first-frame"
     np.testing.assert_array_equal(pixels(decode(tmp_path / "a.tif")[0]), RGB)
 
 
@@ -333,9 +341,9 @@ def test_truncated_files_are_refused_by_name(suffix, tmp_path):
         decode(str(path), f"cut.{suffix}")
     with pytest.raises(UnreadableImage, match="shelf"):
         decode({"path": None, "bytes": content[: len(content) // 2]}, "shelf")
-    if suffix in ("png", "jpg"):
-        with pytest.raises(UnreadableImage, match="cut"):
-            read_header(path)
+    with pytest.raises(UnreadableImage, match="cut") as error:
+        read_header(path) if suffix != "tif" else decode(path)
+    assert error.value.code == "truncated-image"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -373,8 +381,9 @@ def test_decompression_bombs_are_refused_quietly(monkeypatch, tmp_path, recwarn)
     path = saved(PIL.Image.fromarray(RGB), tmp_path / "bomb.png")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 20)
     for read in (decode, read_header):
-        with pytest.raises(UnreadableImage, match="bomb"):
+        with pytest.raises(UnreadableImage, match="bomb") as error:
             read(path)
+        assert error.value.code == "decompression-bomb"
 
 
 def test_large_images_and_damaged_metadata_do_not_print(tmp_path):
@@ -457,7 +466,8 @@ def test_check_images_drops_what_cannot_be_read(shelf):
     kept = check_images(shelf, findings)
     assert kept["file"][:] == ["sample 0", "sample 3", "sample 5"]
     assert {code: entry["files"] for code, entry in findings.to_dict().items()} == {
-        "unreadable-image": ["sample 1", "sample 2"],
+        "truncated-image": ["sample 1"],
+        "empty-image": ["sample 2"],
         "missing-image": ["sample 4", "sample 6"],
         "sixteen-bit": ["sample 3"],
     }
@@ -466,7 +476,7 @@ def test_check_images_drops_what_cannot_be_read(shelf):
 def test_check_images_looks_at_the_selected_rows(shelf):
     findings = Findings()
     assert check_images(shelf.select([5, 2, 0]), findings)["file"][:] == ["sample 5", "sample 0"]
-    assert findings.count("unreadable-image") == 1
+    assert findings.count("empty-image") == 1
     assert len(findings) == 1
 
 

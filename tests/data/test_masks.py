@@ -300,4 +300,4 @@ def test_the_whole_road(tmp_path):
     assert len(splits.train) + len(splits.validation) == 7
     assert splits.train.column_names == ["image", "mask", "file"]
     assert "data: masks: values 0 to 2, as data.labels names them; 255 ignored" in lines
-    assert any("1 dropped: missing-mask" in line and "images/h.jpg" in line for line in lines)
+    assert any("error: 1 missing-mask (dropped)" in line and "images/h.jpg" in line for line in lines)

@@ -144,7 +144,7 @@ def test_files_that_are_left_out_are_named(tmp_path):
     assert found == {
         "missing-label": ["loose.png"],
         "not-an-image": ["cat/notes.txt"],
-        "unreadable-image": ["cat/empty.png"],
+        "empty-image": ["cat/empty.png"],
     }
     assert len(splits.train) + len(splits.validation) == 8
     stop("loose.png: .*missing-label", id=str(tmp_path), on_bad_sample="stop")

@@ -126,7 +126,7 @@ def test_each_line_loses_itself_alone(tmp_path):
         *(f"labels/0.txt: line {number}" for number in (1, 4, 5, 6, 7, 9, 11, 12)),
         "labels/2.txt: line 1",
     ]
-    assert findings.to_dict()["unreadable-image"]["files"] == ["images/1.jpg"]
+    assert findings.to_dict()["empty-image"]["files"] == ["images/1.jpg"]
     stop(r"labels/0.txt: line 1: 4 numbers are neither .* \(unreadable-annotation\)", root, on_bad_sample="stop")
 
 

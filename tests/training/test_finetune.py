@@ -58,9 +58,12 @@ def test_damaged_photos_are_passed_over_counted_and_named(recipe, copied):
     (copied / "test" / "blue" / "2.png").write_bytes(b"not an image")
     (copied / "train" / "red" / "1.png").rename(copied / "train" / "red" / "wrong.jpg")
     run = finetune(recipe(data={"id": str(copied)}))
-    found = run.metrics["findings"]["unreadable-image"]
-    assert found["count"] == 3
-    assert set(found["files"]) == {"train/red/0.png", "train/green/1.png", "test/blue/2.png"}
+    found = {code: entry["files"] for code, entry in run.metrics["findings"].items() if entry["effect"] == "dropped"}
+    assert found == {
+        "empty-image": ["train/red/0.png"],
+        "truncated-image": ["train/green/1.png"],
+        "unreadable-image": ["test/blue/2.png"],
+    }
     assert run.metrics["findings"]["suffix-mismatch"]["files"] == ["train/red/wrong.jpg"]
     assert run.metrics["test"]["num_samples"] == 11
     with pytest.raises(DataError, match=r"train/(red/0|green/1)\.png") as error:
