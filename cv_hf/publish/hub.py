@@ -1,14 +1,22 @@
-"""Pushing a run: who may write is asked before training, and a push is one commit without paths of this machine."""
+"""Pushing a run: who may write is asked before training, and a push is one commit without paths of this machine.
+
+What may pass by itself (the Hub is busy, or silent) is tried again, a few times and for a few minutes. A commit names
+the one that it follows, so that one whose answer was lost is found by the next attempt, and never made twice.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -16,11 +24,20 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import _http, hf_raise_for_status, httpx, parse_ratelimit_headers, validate_repo_id
 
 from cv_hf.data.detect import looks_like_a_path
-from cv_hf.errors import CvHfError, DataError, HubError, causes
+from cv_hf.errors import CvHfError, DataError, HubError, Interrupted, causes, printable
 from cv_hf.publish.card import THIS_FOLDER
+
+_T = TypeVar("_T")
+_ATTEMPTS = 4
+# Seconds after the first failure in which another attempt may begin; also the longest wait that the Hub may ask for.
+_PATIENCE = 300.0
+# Seconds after which a Hub that neither says nor takes anything has failed.
+_SILENCE = 120.0
+# What may pass by itself. 409: another operation is going on; 412: another commit came first.
+_PASSING = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 
 # A push takes these and nothing else, whatever a user or a tool has left in the folder.
 _SUFFIXES = {".json", ".safetensors", ".md", ".yaml", ".txt", ".model", ".png"}
@@ -29,12 +46,13 @@ _WEIGHTS = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json"
 _PATHS = {"model": ("id",), "data": ("id", "images", "masks", "labels")}
 
 
-def check_can_write(repo_id: str, retry: str = "start again") -> str:
+def check_can_write(repo_id: str, retry: str = "start again", echo: Callable[[str], None] = print) -> str:
     """Make sure that the token may write to a model repository; return the user's name.
 
     Args:
         repo_id: "user/name", or "name" for the token's own user.
         retry: what to do once the Hub answers.
+        echo: called with a line for each attempt that failed.
 
     Raises:
         HubError: no token, a token that cannot write there, or no answer from the Hub.
@@ -44,41 +62,49 @@ def check_can_write(repo_id: str, retry: str = "start again") -> str:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise DataError(f"hub.repo_id: {error}") from None
-    api = HfApi()
-    with _hub(f"checking the right to write to {repo_id}", retry):
-        who = api.whoami()
-        owner = repo_id.split("/")[0] if "/" in repo_id else who["name"]
-        token = who.get("auth", {}).get("accessToken", {})
-        if token.get("role") == "read":
+
+    doing = f"checking the right to write to {repo_id}"
+    return _persistently(lambda: _who_may_write(HfApi(), repo_id), doing, retry, echo)
+
+
+def _who_may_write(api: HfApi, repo_id: str) -> str:
+    who = api.whoami()
+    owner = repo_id.split("/")[0] if "/" in repo_id else who["name"]
+    token = who.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise HubError(
+            f"hub: the token of {who['name']} can only read, so {repo_id} could not be pushed.\n"
+            "Make one with the write role at https://huggingface.co/settings/tokens and set HF_TOKEN."
+        )
+    try:
+        api.auth_check(_full_name(repo_id, who["name"]), write=True)
+    except RepositoryNotFoundError:
+        organisations = {org["name"] for org in who.get("orgs", []) if org.get("roleInOrg", "write") != "read"}
+        if owner not in {who["name"], *organisations}:
             raise HubError(
-                f"hub: the token of {who['name']} can only read, so {repo_id} could not be pushed.\n"
-                "Make one with the write role at https://huggingface.co/settings/tokens and set HF_TOKEN."
-            )
-        try:
-            api.auth_check(_full_name(repo_id, who["name"]), write=True)
-        except RepositoryNotFoundError:
-            organisations = {org["name"] for org in who.get("orgs", []) if org.get("roleInOrg", "write") != "read"}
-            if owner not in {who["name"], *organisations}:
-                raise HubError(
-                    f"hub: {who['name']} cannot create {repo_id}: {owner} is neither that user nor one of its "
-                    "organisations.\nSet hub.repo_id to a name of your own."
-                ) from None
-            scopes = token.get("fineGrained", {}).get("scoped", [])
-            granted = {
-                right for scope in scopes if scope["entity"].get("name") == owner for right in scope["permissions"]
-            }
-            if token.get("role") == "fineGrained" and "repo.write" not in granted:
-                raise HubError(
-                    f"hub: the token of {who['name']} may not create repositories of {owner}, so not {repo_id}.\n"
-                    "Give it write access to all of them at https://huggingface.co/settings/tokens."
-                ) from None
+                f"hub: {who['name']} cannot create {repo_id}: {owner} is neither that user nor one of its "
+                "organisations.\nSet hub.repo_id to a name of your own."
+            ) from None
+        scopes = token.get("fineGrained", {}).get("scoped", [])
+        granted = {right for scope in scopes if scope["entity"].get("name") == owner for right in scope["permissions"]}
+        if token.get("role") == "fineGrained" and "repo.write" not in granted:
+            raise HubError(
+                f"hub: the token of {who['name']} may not create repositories of {owner}, so not {repo_id}.\n"
+                "Give it write access to all of them at https://huggingface.co/settings/tokens."
+            ) from None
     return who["name"]
 
 
-def push(run: Path, repo_id: str, *, private: bool = False) -> str:
+def push(run: Path, repo_id: str, *, private: bool = False, echo: Callable[[str], None] = print) -> str:
     """Push a run's `model/` and its recipe in one commit; return the repository's address.
 
     Files of an earlier push that this one does not have are removed in the same commit.
+
+    Args:
+        run: the run directory.
+        repo_id: "user/name", or "name" for the token's own user.
+        private: of a repository that is made here.
+        echo: called with a line for each attempt that failed.
 
     Raises:
         HubError: the Hub refused or failed; nothing on disk changed.
@@ -88,26 +114,34 @@ def push(run: Path, repo_id: str, *, private: bool = False) -> str:
     if not (model / "config.json").is_file():
         raise DataError(f"{run}: there is no finished model/ in it to push. Train first, or name the run's folder.")
     retry = shlex.join(["cv-hf", "push", str(run), repo_id, *(["--private"] if private else [])])
-    check_can_write(repo_id, retry)
+    repo_id = _full_name(repo_id, check_can_write(repo_id, retry, echo))
     paths = {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
     files: dict[str, Path | bytes] = {
         name: path for name, path in paths.items() if path.suffix in _SUFFIXES and not name.startswith(".")
     }
     if (run / "recipe.yaml").is_file():
         files["recipe.yaml"] = _without_paths((run / "recipe.yaml").read_text(encoding="utf-8")).encode()
-    api = HfApi()
-    with _hub(f"pushing to {repo_id}", retry):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if "README.md" in paths:
-            card = paths["README.md"].read_text(encoding="utf-8")
-            files["README.md"] = card.replace(THIS_FOLDER, f'model="{repo_id}"').encode()
-        stale = [name for name in api.list_repo_files(repo_id) if name.endswith(_WEIGHTS) and name not in files]
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, content) for name, content in files.items()]
-            + [CommitOperationDelete(name) for name in stale],
-            commit_message="Fine-tuned with cv_hf",
-        )
+    if "README.md" in paths:
+        card = paths["README.md"].read_text(encoding="utf-8")
+        files["README.md"] = card.replace(THIS_FOLDER, f'model="{repo_id}"').encode()
+    return _persistently(lambda: _commit(HfApi(), repo_id, files, private), f"pushing to {repo_id}", retry, echo)
+
+
+def _commit(api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], private: bool) -> str:
+    """Bring a repository to hold these files, in one commit on top of the newest; none if it holds them already."""
+    try:
+        head = api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        api.create_repo(repo_id, private=private)
+        head = api.model_info(repo_id)
+    there = [sibling.rfilename for sibling in head.siblings or ()]
+    commit = api.create_commit(
+        repo_id,
+        [CommitOperationAdd(name, content) for name, content in files.items()]
+        + [CommitOperationDelete(name) for name in there if name.endswith(_WEIGHTS) and name not in files],
+        commit_message="Fine-tuned with cv_hf",
+        parent_commit=head.sha,
+    )
     return str(commit.repo_url)
 
 
@@ -122,15 +156,82 @@ def _without_paths(recipe: str) -> str:
     return yaml.safe_dump({**values, "hub": None, "run_dir": None}, sort_keys=False, allow_unicode=True)
 
 
+def _persistently(attempt: Callable[[], _T], doing: str, retry: str, echo: Callable[[str], None]) -> _T:
+    """Call `attempt` until it succeeds, fails for good, or patience is at its end.
+
+    Raises:
+        HubError: two lines: what failed and why, and the command that goes on.
+    """
+    first = None
+    with _limited_client():
+        for number in range(1, _ATTEMPTS + 1):
+            try:
+                return attempt()
+            except CvHfError:
+                raise
+            except KeyboardInterrupt:
+                raise Interrupted(f"interrupted while {doing}.\nNothing is lost. To go on: {retry}") from None
+            except Exception as error:
+                reason, pause = _reason(error), _pause(error, number)
+            first = time.monotonic() if first is None else first
+            if pause is None or number == _ATTEMPTS or time.monotonic() + pause > first + _PATIENCE:
+                break
+            echo(f"{doing}: {reason}; trying again in {pause:g} s")
+            time.sleep(pause)
+    raise HubError(f"{doing}: {reason}.\nNothing is lost. To go on: {retry}")
+
+
 @contextmanager
-def _hub(doing: str, retry: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one HubError of two lines."""
+def _limited_client() -> Iterator[None]:
+    """Let no request go on for ever: the Hub's client waits for an answer without limit, and as long as one says."""
+    ordinary = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
+    waited = 0.0
+
+    def check(response: httpx.Response) -> None:
+        nonlocal waited
+        if response.status_code < 400:
+            return
+        response.read()
+        waited += _asked_to_wait(response)
+        # What create_repo() would try again at once and for ever.
+        if waited > _PATIENCE or (response.status_code == 409 and "conflicting operation" in response.text):
+            hf_raise_for_status(response)
+
+    def limited() -> httpx.Client:
+        client = ordinary()
+        client.timeout = httpx.Timeout(_SILENCE, connect=min(30.0, _SILENCE))
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "response": [*hooks.get("response", ()), check]}
+        return client
+
+    set_client_factory(limited)
     try:
         yield
-    except CvHfError:
-        raise
-    except Exception as error:
-        raise HubError(f"{doing}: {_reason(error)}.\nNothing is lost. To go on: {retry}") from None
+    finally:
+        set_client_factory(ordinary)
+
+
+def _asked_to_wait(response: httpx.Response) -> float:
+    """The seconds that a busy Hub asks to wait, 0 where it does not."""
+    limits = parse_ratelimit_headers(response.headers)
+    if response.status_code == 429 and limits is not None and limits.remaining == 0:
+        return float(limits.reset_in_seconds)
+    after = response.headers.get("Retry-After", "").strip()
+    return float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0
+
+
+def _pause(error: Exception, number: int) -> float | None:
+    """Seconds to wait after the failure of an attempt; None where another would fail alike."""
+    for cause in causes(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            # The storage answers 400 to bytes that were damaged on their way.
+            damaged = cause.response.status_code == 400 and "Error while uploading" in str(error)
+            if cause.response.status_code not in _PASSING and not damaged:
+                return None
+            return max(_asked_to_wait(cause.response), 2.0 ** (number - 1))
+        if isinstance(cause, (httpx.TransportError, json.JSONDecodeError)):
+            return 2.0 ** (number - 1)
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -142,10 +243,22 @@ def _reason(error: Exception) -> str:
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it"
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            message = (cause.server_message or str(cause)).strip().splitlines() or [""]
-            return f"the Hub answered {cause.response.status_code} ({message[0][:160]})"
-    message = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
-    return f"the Hub cannot be reached ({message[0][:160]})"
+            seconds = _asked_to_wait(cause.response)
+            wait = f", and asks to wait {seconds:g} s" if seconds else ""
+            message = cause.server_message or str(cause)
+            return f"the Hub answered {cause.response.status_code} ({_line(message)}){wait}"
+        if isinstance(cause, httpx.TimeoutException):
+            return f"the Hub did not answer within {_SILENCE:g} s"
+        if isinstance(cause, httpx.TransportError):
+            return f"the Hub cannot be reached ({_line(cause) or type(cause).__name__})"
+        if isinstance(cause, json.JSONDecodeError):
+            return "the Hub's answer cannot be read"
+    return _line(chain[-1]) or type(chain[-1]).__name__
+
+
+def _line(message: object) -> str:
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    return printable(lines[0] if lines else "")[:160].rstrip(".")
 
 
 def _full_name(repo_id: str, user: str) -> str:

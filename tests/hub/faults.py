@@ -18,6 +18,7 @@ class Fault:
         cut_after: hang up after so many bytes of the body: of a GET's answer, of a PUT's or POST's request.
         truncate_to: answer a GET with so many bytes of its body and a matching Content-Length.
         alter: change the last byte of the body, the length kept.
+        lost: the request is carried out before it fails: its answer is `status`, or cut after `cut_after` bytes.
         hits: how many requests have failed by now.
     """
 
@@ -31,6 +32,7 @@ class Fault:
     cut_after: int | None = None
     truncate_to: int | None = None
     alter: bool = False
+    lost: bool = False
     hits: int = 0
 
     @property
@@ -41,13 +43,15 @@ class Fault:
         """True, and one of `times` used up, where this fault strikes.
 
         A fault of a download's body waits until there is a body to answer (`answering`): on a large file it must not
-        be spent on the redirect to the storage. All others strike when the request arrives.
+        be spent on the redirect to the storage. So does that of an answer that is lost. All others strike when the
+        request arrives.
         """
         if self.times is not None and self.hits >= self.times:
             return False
         if self.method not in (None, method) or not re.search(self.path, path):
             return False
-        if answering != (self.on_body and method in ("GET", "HEAD")) or (answering and method == "HEAD"):
+        late = self.lost or (self.on_body and method in ("GET", "HEAD"))
+        if answering != late or (answering and method == "HEAD"):
             return False
         self.hits += 1
         return True

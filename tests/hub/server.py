@@ -269,6 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(fault.delay)
             body = altered(body) if fault.alter else body
             body = body[: fault.truncate_to]
+        if fault and fault.lost and fault.status:
+            body, status, headers = json.dumps({"error": fault.message}).encode(), fault.status, fault.headers
         self.log(status)
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
