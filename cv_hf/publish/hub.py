@@ -130,10 +130,10 @@ def push(run: Path, repo_id: str, *, private: bool = False, echo: Callable[[str]
 def _commit(api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], private: bool) -> str:
     """Bring a repository to hold these files, in one commit on top of the newest; none if it holds them already."""
     try:
-        head = api.model_info(repo_id)
+        head = api.model_info(repo_id, timeout=_SILENCE)
     except RepositoryNotFoundError:
         api.create_repo(repo_id, private=private)
-        head = api.model_info(repo_id)
+        head = api.model_info(repo_id, timeout=_SILENCE)
     there = [sibling.rfilename for sibling in head.siblings or ()]
     commit = api.create_commit(
         repo_id,

@@ -264,7 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer bytes as they are, anything else as JSON."""
         kind = "application/octet-stream" if isinstance(body, bytes) else "application/json; charset=utf-8"
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        fault = self.hub.next_fault(self.command, self.route, answering=True) if status < 300 and body else None
+        can_fail = status < 300 and (body or self.command not in ("GET", "HEAD"))
+        fault = self.hub.next_fault(self.command, self.route, answering=True) if can_fail else None
         if fault:
             time.sleep(fault.delay)
             body = altered(body) if fault.alter else body

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub.utils import _http
+from huggingface_hub import set_client_factory
+from huggingface_hub.utils import httpx
 
 from cv_hf.config import load_recipe
-from cv_hf.errors import DataError, HubError
+from cv_hf.errors import DataError, HubError, Interrupted
 from cv_hf.publish import check_can_write, push
+from cv_hf.publish import hub as pushing
 from cv_hf.publish.card import THIS_FOLDER
 from tests.hub import LoopbackHub
 
 
 @pytest.fixture(autouse=True)
-def _clean(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch):
-    """No fault is left to the next test, and retries of the client do not wait."""
-    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-    yield
+def waits(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch):
+    """The seconds of each wait, of the client's and of ours, which none takes; no fault is left to the next test."""
+    asked: list[float] = []
+    sleep = time.sleep
+    # The loopback Hub's own, in its threads, are those of answers that are slow.
+    monkeypatch.setattr(pushing.time, "sleep", lambda seconds: sleep(seconds) if seconds < 1 else asked.append(seconds))
+    # The loopback Hub speaks no TLS, whose certificates take longest to load.
+    hooks = {"request": [pushing._http.hf_request_event_hook]}
+    set_client_factory(lambda: httpx.Client(event_hooks=hooks, timeout=None, verify=False, trust_env=False))
+    yield asked
     hub.faults.clear()
+    set_client_factory(pushing._http.default_client_factory)
 
 
 @pytest.fixture
@@ -118,32 +128,243 @@ def test_a_second_push_updates_in_one_commit_and_removes_old_weights(hub, run):
     assert json.loads(files["config.json"]) == {"model_type": "swin"}
 
 
-def test_a_failed_commit_tells_the_command_that_goes_on(hub, run):
-    hub.fault("POST", "/commit/", status=500, message="Something broke")
-    message = failure(run, "tester/flaky", private=True)
-    assert "the Hub answered 500 (Something broke)" in message
-    assert message.endswith(f"To go on: cv-hf push '{run}' tester/flaky --private")
-    assert len(hub.repo("tester/flaky").commits) == 1
-    push(run, "tester/flaky", private=True)
-    assert len(hub.repo("tester/flaky").commits) == 2
+# Every request of a push, in their order, and every way in which it can fail.
+REQUESTS = {
+    "whoami": ("GET", "/whoami"),
+    "may I write": ("GET", "/auth-check"),
+    "what is there": ("GET", r"/api/models/tester/[^/]+$"),
+    "create": ("POST", "/repos/create"),
+    "card": ("POST", "/validate-yaml"),
+    "preupload": ("POST", "/preupload/"),
+    "batch": ("POST", "/objects/batch"),
+    "upload": ("PUT", "^/lfs/"),
+    "verify": ("POST", "/lfs/verify"),
+    "commit": ("POST", "/commit/"),
+}
+PASSING = {
+    "409": {"status": 409},
+    "412": {"status": 412},
+    "429": {"status": 429, "headers": {"Retry-After": "7"}},
+    "500": {"status": 500},
+    "503": {"status": 503},
+    "silence": {"delay": 0.6},
+    "cut": {"status": 599, "cut_after": 10},
+    "lost": {"status": 500, "lost": True},
+}
+FINAL = {str(status): {"status": status} for status in (401, 403, 404, 413)}
+# The client takes a 401 for a repository that is not there, which this user may create; an answer that is empty cannot
+# be cut; what was uploaded before its verification failed is not verified again.
+NO_MATTER = {("may I write", "401"), ("may I write", "cut"), *(("verify", name) for name in PASSING)}
 
 
-@pytest.mark.parametrize(("status", "path"), [(403, "/commit/"), (401, "/preupload/"), (403, "/repos/create")])
-def test_a_refused_push_names_the_answer(hub, run, status, path):
-    hub.fault("POST", path, status=status, message="Not you", times=None)
-    message = failure(run, f"tester/refused-{status}-{path.strip('/').replace('/', '-')}")
-    assert f"the Hub answered {status} (" in message
+def fault(hub: LoopbackHub, request: str, how: dict, times: int | None):
+    method, path = REQUESTS[request]
+    how = {"message": "Not now", **how}
+    if "cut_after" in how and method == "GET":
+        how = {**how, "status": None}
+    return hub.fault(method, path, times=times, **how)
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_what_passes_is_tried_again_and_ends_in_one_commit(hub, run, waits, request_, monkeypatch):
+    monkeypatch.setattr(pushing, "_SILENCE", 0.3)
+    for name, how in PASSING.items():
+        if (request_, name) == ("may I write", "cut") or (name == "lost" and REQUESTS[request_][0] == "GET"):
+            continue
+        hub.store.large.clear()
+        waits.clear()
+        repo_id = f"tester/{name}-{request_.replace(' ', '-')}"
+        planted = fault(hub, request_, how, times=1)
+        push(run, repo_id)
+        assert planted.hits == 1, name
+        repository = hub.repo(repo_id)
+        assert len(repository.commits) == 2, name
+        assert set(repository.files()) == {"README.md", "config.json", "model.safetensors", "recipe.yaml"}
+        assert 1 <= len(waits) <= 2, name
+        if name == "429":
+            assert max(waits) in (7, 8), "as long as the Hub asks, and a second more by its own client"
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_what_does_not_pass_ends_with_the_cause_and_the_command(hub, run, waits, request_):
+    for name, how in {**FINAL, **{name: PASSING[name] for name in ("409", "503", "cut")}}.items():
+        if (request_, name) in NO_MATTER:
+            continue
+        hub.store.large.clear()
+        waits.clear()
+        repo_id = f"tester/{name}-for-good-{request_.replace(' ', '-')}"
+        planted = fault(hub, request_, how, times=None)
+        message = failure(run, repo_id, private=True)
+        assert message.endswith(f"Nothing is lost. To go on: cv-hf push '{run}' {repo_id} --private")
+        cause = message.splitlines()[0]
+        status = how.get("status")
+        if name == "cut":
+            assert "the Hub cannot be reached" in cause or "answered 599" in cause, cause
+        else:
+            assert f"the Hub answered {status} (" in cause, cause
+        assert planted.hits <= (24 if name in PASSING else 2), (name, planted.hits)
+        assert sum(waits) < 300
+        planted.times = 0
+        push(run, repo_id, private=True)
+        assert len(hub.repo(repo_id).commits) == 2, name
+        assert hub.repo(repo_id).files()["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("answer", [{"status": 500}, {"status": 504}, {"cut_after": 0}, {"delay": 0.8}])
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, run, answer, monkeypatch):
+    monkeypatch.setattr(pushing, "_SILENCE", 0.3)
+    hub.add_repo("tester/lost", files={"pytorch_model.bin": b"of an earlier push"})
+    lost = hub.fault("POST", "/commit/", lost=True, message="Gateway timeout", **answer)
+    assert push(run, "tester/lost") == f"{hub.url}/tester/lost"
+    assert lost.hits == 1
+    assert [commit.title for commit in hub.repo("tester/lost").commits][:2] == ["Fine-tuned with cv_hf", "Upload files"]
+    assert set(hub.repo("tester/lost").files()) == {"README.md", "config.json", "model.safetensors", "recipe.yaml"}
+
+
+def test_a_commit_that_comes_late_is_not_followed_by_a_second(hub, run, monkeypatch):
+    """The first attempt's commit is made after the second has looked: the second must not stand on another's ground."""
+    monkeypatch.setattr(pushing, "_SILENCE", 0.3)
+    hub.fault("POST", "/commit/", delay=0.9)
+    hub.fault("POST", "/commit/", delay=0.1, times=None)
+    seen = []
+    commit = pushing._commit
+
+    def looked(*arguments):
+        seen.append(len(hub.repo("tester/late").commits) if seen else 1)
+        if len(seen) == 2:
+            ours = pushing.HfApi.create_commit
+
+            def late(api, *args, **kwargs):
+                time.sleep(0.9)  # until the first has landed
+                return ours(api, *args, **kwargs)
+
+            monkeypatch.setattr(pushing.HfApi, "create_commit", late)
+        return commit(*arguments)
+
+    monkeypatch.setattr(pushing, "_commit", looked)
+    push(run, "tester/late")
+    assert seen[:2] == [1, 1], "the first commit had not landed when the second attempt looked"
+    assert len(hub.repo("tester/late").commits) == 2
+
+
+def test_somebody_elses_commit_in_between_stays(hub, run, monkeypatch):
+    repository = hub.add_repo("tester/busy")
+    ours = pushing.HfApi.create_commit
+
+    def interrupted(api, *arguments, **options):
+        if len(repository.commits) == 1:
+            repository.commit({"notes.md": b"by hand"})
+        return ours(api, *arguments, **options)
+
+    monkeypatch.setattr(pushing.HfApi, "create_commit", interrupted)
+    push(run, "tester/busy")
+    assert [commit.title for commit in repository.commits] == [
+        "Fine-tuned with cv_hf",
+        "Upload files",
+        "initial commit",
+    ]
+    assert repository.files()["notes.md"] == b"by hand"
+
+
+def test_a_repository_that_somebody_makes_meanwhile(hub, run):
+    """Another process creates it between the look and the creation: the Hub's 409 with its address."""
+    hub.add_repo("tester/twice")
+    first = hub.fault("GET", "/api/models/tester/twice$", status=404, headers={"X-Error-Code": "RepoNotFound"})
+    push(run, "tester/twice")
+    assert first.hits == 1
+    assert len(hub.repo("tester/twice").commits) == 2
+
+
+def test_the_client_does_not_create_for_ever(hub, run):
+    """It repeats this answer at once and without an end."""
+    text = "Cannot create repo: another conflicting operation is in progress"
+    busy = hub.fault("POST", "/repos/create", status=409, message=text, times=None)
+    assert "the Hub answered 409 (Cannot create repo" in failure(run, "tester/conflicting")
+    assert busy.hits == 4
+
+
+@pytest.mark.parametrize("request_", ["whoami", "preupload", "upload", "commit"])
+@pytest.mark.parametrize("headers", [{"Retry-After": "86400"}, {"RateLimit": '"api";r=0;t=86400'}])
+def test_a_hub_that_asks_for_a_day_is_not_waited_for(hub, run, waits, request_, headers):
+    planted = fault(hub, request_, {"status": 429, "headers": headers}, times=None)
+    message = failure(
+        run, f"tester/a-day-{request_}-{len(headers['Retry-After' if 'Retry-After' in headers else 'RateLimit'])}"
+    )
+    assert "the Hub answered 429 (" in message
+    assert "and asks to wait 86400 s" in message
+    assert (planted.hits, waits) == (1, [])
+
+
+def test_a_hub_that_never_answers_is_given_up(hub, run, monkeypatch):
+    monkeypatch.setattr(pushing, "_SILENCE", 0.1)
+    hub.fault("POST", "/commit/", delay=0.9, times=None)
+    started = time.monotonic()
+    assert "the Hub did not answer within 0.1 s" in failure(run, "tester/silent")
+    assert time.monotonic() - started < 10
+
+
+def test_patience_ends(hub, run, monkeypatch):
+    monkeypatch.setattr(pushing, "_PATIENCE", 2.5)
+    busy = hub.fault("GET", "/whoami", status=503, times=None)
+    failure(run, "tester/patience")
+    assert busy.hits == 3
+
+
+def test_a_page_instead_of_an_answer(hub, run, monkeypatch):
+    """What a proxy in between says is not JSON."""
+    ours = pushing.HfApi.create_commit
+    pages = []
+
+    def page(api, *arguments, **options):
+        if not pages:
+            pages.append(json.loads)
+            json.loads("<html>Bad gateway</html>")
+        return ours(api, *arguments, **options)
+
+    monkeypatch.setattr(pushing.HfApi, "create_commit", page)
+    push(run, "tester/page")
+    assert len(hub.repo("tester/page").commits) == 2
+
+
+def test_the_clients_own_settings_are_back_after_a_push(hub, run):
+    from huggingface_hub import get_session
+
+    before = get_session().timeout, get_session().event_hooks
+    hub.fault("POST", "/commit/", status=413, times=None)
+    failure(run, "tester/settings")
+    assert (get_session().timeout, get_session().event_hooks) == before
+
+
+def test_ctrl_c_in_a_push_ends_with_the_command(hub, run, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pushing.HfApi, "create_commit", stop)
+    with pytest.raises(Interrupted, match="interrupted while pushing") as stopped:
+        push(run, "tester/stopped")
+    assert str(stopped.value).endswith(f"To go on: cv-hf push '{run}' tester/stopped")
 
 
 def test_a_cut_upload_fails_and_the_next_push_completes_it(hub, run):
     fault = hub.fault("PUT", "/lfs/", cut_after=10, times=None)
     message = failure(run, "tester/cut")
-    assert fault.hits > 1, "the client itself tries again"
+    assert 1 < fault.hits <= 24, "the client itself tries again"
     assert "To go on: cv-hf push" in message
     assert len(hub.repo("tester/cut").commits) == 1
     hub.faults.clear()
     push(run, "tester/cut")
     assert hub.repo("tester/cut").files()["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_bytes_that_are_damaged_on_their_way_are_sent_again(hub, run):
+    damaged = hub.fault("PUT", "/lfs/", alter=True)
+    push(run, "tester/damaged")
+    assert damaged.hits == 1
+    assert hub.repo("tester/damaged").files()["model.safetensors"] == (run / "model/model.safetensors").read_bytes()
+    hub.store.large.clear()
+    damaged.times, damaged.hits = None, 0
+    assert "the Hub answered 400 (BadDigest" in failure(run, "tester/damaged-always")
+    assert damaged.hits <= 24
 
 
 def test_a_run_without_a_model_is_no_affair_of_the_hub(hub, tmp_path):
