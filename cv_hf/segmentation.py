@@ -8,6 +8,7 @@ class is its id + 1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,29 @@ class MaskAccumulator(DetectionAccumulator):
         measured = super().compute()
         per_class = {name: _mask_named(scores) for name, scores in measured.pop("per_class").items()}
         return {**_mask_named(measured), "per_class": per_class}
+
+
+def shared(reader: ModuleType) -> dict[str, Any]:
+    """The fields of Task that the tasks of segmentation have alike; those of the data are functions of their reader."""
+    names = ("canonical", "clean", "encode", "fit", "label_map", "present", "strata")
+    return {
+        **{name: getattr(reader, name) for name in names},
+        "pipeline": "image-segmentation",
+        "augment": AUGMENT,
+        "moved": "mask",
+        "model_fields": model_fields,
+        "train_sample": train_sample,
+        "targets": targets,
+        "eval_loss": False,
+        "predict": predict,
+        "shown": None,
+        "surest": surest,
+        "compare": compare,
+        "score_answers": score_answers,
+        "truth": truth,
+        "draw": draw,
+        "tile": 400,
+    }
 
 
 def model_fields(labels: LabelMap, columns: Sequence[str]) -> dict[str, Any]:

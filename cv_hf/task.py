@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 Finding = tuple[str, str, str]
 
 
+def _no_more(predictions: Any, sizes: Any, labels: Any) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Task:
     """One computer-vision task.
@@ -76,11 +80,11 @@ class Task:
             0 where they agree, and the worst difference in words.
         score_answers: (predictions, rows, LabelMap, their arguments) -> those metrics that they alone give. Rows have
             `size`, and targets that fit.
-        export: (predictions by file, image sizes by file, LabelMap) -> {file name: JSON-ready content}, further forms
-            of the predictions.
         truth: (row, whose targets fit, LabelMap) -> the ground truth as `draw` takes it, or None.
         draw: (image, prediction, truth) -> picture.
         tile: the edge in pixels of a picture on a sheet of many.
+        export: (predictions by file, image sizes by file, LabelMap) -> {file name: JSON-ready content}, further forms
+            of the predictions.
     """
 
     name: str
@@ -117,7 +121,7 @@ class Task:
     surest: Callable[[Any], tuple[Any, dict[str, Any]]]
     compare: Callable[[Any, Any, tuple[int, int], Mapping[str, Any]], tuple[float, str]]
     score_answers: Callable[[Sequence[Any], Iterable[Mapping[str, Any]], Any, Mapping[str, Any]], dict[str, float]]
-    export: Callable[[Mapping[str, Any], Mapping[str, tuple[int, int]], Any], dict[str, Any]]
     truth: Callable[[Mapping[str, Any], Any], Any]
     draw: Callable[[PIL.Image.Image, Any, Any], PIL.Image.Image]
     tile: int
+    export: Callable[[Mapping[str, Any], Mapping[str, tuple[int, int]], Any], dict[str, Any]] = _no_more

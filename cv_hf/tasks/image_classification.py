@@ -191,7 +191,6 @@ TASK = Task(
     surest=lambda prediction: (prediction, {}),
     compare=compare,
     score_answers=score_answers,
-    export=lambda predictions, sizes, labels: {},
     truth=truth,
     draw=draw,
     tile=TILE,
