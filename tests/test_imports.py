@@ -16,7 +16,7 @@ import cv_hf
 
 PACKAGE = Path(cv_hf.__file__).parent
 FLOORS = (
-    {"errors", "boxes"},
+    {"errors", "boxes", "http"},
     {"config", "task"},
     {"data", "transforms", "models", "metrics"},
     {"segmentation"},

@@ -16,6 +16,7 @@ from cv_hf.data.findings import Findings
 from cv_hf.data.paths import Inside, resolve_images
 from cv_hf.data.source import Source
 from cv_hf.errors import CvHfError, DataError, HubError, causes, did_you_mean
+from cv_hf.http import limited_client
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RETRY = "Nothing is lost: run the same command again; what was downloaded is kept."
@@ -44,12 +45,13 @@ def read(
         DataError: no such dataset, revision or configuration; no access; or a dataset that needs a script.
         HubError: the Hub cannot be reached or failed.
     """
-    commit = _resolve(id, revision)
-    try:
-        # With hf:// a folder of the same name in the working directory is not taken for it.
-        loaded = datasets.load_dataset(f"hf://datasets/{id}", config, revision=commit or revision)
-    except Exception as error:  # builders of all formats, each with its own tree of errors
-        raise _explained(error, id, config, commit or revision) from None
+    with limited_client():
+        commit = _resolve(id, revision)
+        try:
+            # With hf:// a folder of the same name in the working directory is not taken for it.
+            loaded = datasets.load_dataset(f"hf://datasets/{id}", config, revision=commit or revision)
+        except Exception as error:  # builders of all formats, each with its own tree of errors
+            raise _explained(error, id, config, commit or revision) from None
     splits = {str(name): split for name, split in loaded.items()}
     cached = _cached_commit(splits)
     if commit is None:
@@ -176,7 +178,8 @@ def download(id: str, name: str, splits: Mapping[str, datasets.Dataset]) -> Path
     if commit is None:
         return None
     try:
-        return Path(huggingface_hub.hf_hub_download(id, name, repo_type="dataset", revision=commit))
+        with limited_client():
+            return Path(huggingface_hub.hf_hub_download(id, name, repo_type="dataset", revision=commit))
     except Exception as error:
         chain = causes(error)
         missing = any(isinstance(cause, hub_errors.RemoteEntryNotFoundError) for cause in chain)

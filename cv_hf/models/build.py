@@ -32,6 +32,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 
 from cv_hf.config import ModelConfig
 from cv_hf.errors import CvHfError, HubError, ModelError, causes, did_you_mean
+from cv_hf.http import limited_client
 from cv_hf.models import detection, oneformer, segmentation
 from cv_hf.models.image_size import change_image_size
 from cv_hf.models.neighborhood import enable_dinat
@@ -358,7 +359,8 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _readable_errors(model: ModelConfig) -> Iterator[None]:
     try:
-        yield
+        with limited_client():
+            yield
     except CvHfError:
         raise
     except Exception as error:

@@ -7,16 +7,14 @@ the one that it follows, so that one whose answer was lost is found by the next 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -24,18 +22,16 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import _http, hf_raise_for_status, httpx, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 
+from cv_hf import http
 from cv_hf.data.detect import looks_like_a_path
 from cv_hf.errors import CvHfError, DataError, HubError, Interrupted, causes, printable
+from cv_hf.http import asked_to_wait, limited_client
 from cv_hf.publish.card import THIS_FOLDER
 
 _T = TypeVar("_T")
 _ATTEMPTS = 4
-# Seconds after the first failure in which another attempt may begin; also the longest wait that the Hub may ask for.
-_PATIENCE = 300.0
-# Seconds after which a Hub that neither says nor takes anything has failed.
-_SILENCE = 120.0
 # What may pass by itself. 409: another operation is going on; 412: another commit came first.
 _PASSING = {408, 409, 412, 425, 429, 500, 502, 503, 504}
 
@@ -130,10 +126,10 @@ def push(run: Path, repo_id: str, *, private: bool = False, echo: Callable[[str]
 def _commit(api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], private: bool) -> str:
     """Bring a repository to hold these files, in one commit on top of the newest; none if it holds them already."""
     try:
-        head = api.model_info(repo_id, timeout=_SILENCE)
+        head = api.model_info(repo_id)
     except RepositoryNotFoundError:
         api.create_repo(repo_id, private=private)
-        head = api.model_info(repo_id, timeout=_SILENCE)
+        head = api.model_info(repo_id)
     there = [sibling.rfilename for sibling in head.siblings or ()]
     commit = api.create_commit(
         repo_id,
@@ -163,7 +159,7 @@ def _persistently(attempt: Callable[[], _T], doing: str, retry: str, echo: Calla
         HubError: two lines: what failed and why, and the command that goes on.
     """
     first = None
-    with _limited_client():
+    with limited_client():
         for number in range(1, _ATTEMPTS + 1):
             try:
                 return attempt()
@@ -174,50 +170,11 @@ def _persistently(attempt: Callable[[], _T], doing: str, retry: str, echo: Calla
             except Exception as error:
                 reason, pause = _reason(error), _pause(error, number)
             first = time.monotonic() if first is None else first
-            if pause is None or number == _ATTEMPTS or time.monotonic() + pause > first + _PATIENCE:
+            if pause is None or number == _ATTEMPTS or time.monotonic() + pause > first + http.PATIENCE:
                 break
             echo(f"{doing}: {reason}; trying again in {pause:g} s")
             time.sleep(pause)
     raise HubError(f"{doing}: {reason}.\nNothing is lost. To go on: {retry}")
-
-
-@contextmanager
-def _limited_client() -> Iterator[None]:
-    """Let no request go on for ever: the Hub's client waits for an answer without limit, and as long as one says."""
-    ordinary = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-    waited = 0.0
-
-    def check(response: httpx.Response) -> None:
-        nonlocal waited
-        if response.status_code < 400:
-            return
-        response.read()
-        waited += _asked_to_wait(response)
-        # What create_repo() would try again at once and for ever.
-        if waited > _PATIENCE or (response.status_code == 409 and "conflicting operation" in response.text):
-            hf_raise_for_status(response)
-
-    def limited() -> httpx.Client:
-        client = ordinary()
-        client.timeout = httpx.Timeout(_SILENCE, connect=min(30.0, _SILENCE))
-        hooks = client.event_hooks
-        client.event_hooks = {**hooks, "response": [*hooks.get("response", ()), check]}
-        return client
-
-    set_client_factory(limited)
-    try:
-        yield
-    finally:
-        set_client_factory(ordinary)
-
-
-def _asked_to_wait(response: httpx.Response) -> float:
-    """The seconds that a busy Hub asks to wait, 0 where it does not."""
-    limits = parse_ratelimit_headers(response.headers)
-    if response.status_code == 429 and limits is not None and limits.remaining == 0:
-        return float(limits.reset_in_seconds)
-    after = response.headers.get("Retry-After", "").strip()
-    return float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0
 
 
 def _pause(error: Exception, number: int) -> float | None:
@@ -228,7 +185,7 @@ def _pause(error: Exception, number: int) -> float | None:
             damaged = cause.response.status_code == 400 and "Error while uploading" in str(error)
             if cause.response.status_code not in _PASSING and not damaged:
                 return None
-            return max(_asked_to_wait(cause.response), 2.0 ** (number - 1))
+            return max(asked_to_wait(cause.response), 2.0 ** (number - 1))
         if isinstance(cause, (httpx.TransportError, json.JSONDecodeError)):
             return 2.0 ** (number - 1)
     return None
@@ -243,12 +200,12 @@ def _reason(error: Exception) -> str:
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it"
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            seconds = _asked_to_wait(cause.response)
+            seconds = asked_to_wait(cause.response)
             wait = f", and asks to wait {seconds:g} s" if seconds else ""
             message = cause.server_message or str(cause)
             return f"the Hub answered {cause.response.status_code} ({_line(message)}){wait}"
         if isinstance(cause, httpx.TimeoutException):
-            return f"the Hub did not answer within {_SILENCE:g} s"
+            return f"the Hub did not answer within {http.SILENCE:g} s"
         if isinstance(cause, httpx.TransportError):
             return f"the Hub cannot be reached ({_line(cause) or type(cause).__name__})"
         if isinstance(cause, json.JSONDecodeError):

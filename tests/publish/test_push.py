@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import set_client_factory
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import _http, httpx
 
+from cv_hf import http
 from cv_hf.config import load_recipe
 from cv_hf.errors import DataError, HubError, Interrupted
 from cv_hf.publish import check_can_write, push
@@ -29,11 +30,11 @@ def waits(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch):
     # The loopback Hub's own, in its threads, are those of answers that are slow.
     monkeypatch.setattr(pushing.time, "sleep", lambda seconds: sleep(seconds) if seconds < 1 else asked.append(seconds))
     # The loopback Hub speaks no TLS, whose certificates take longest to load.
-    hooks = {"request": [pushing._http.hf_request_event_hook]}
+    hooks = {"request": [_http.hf_request_event_hook]}
     set_client_factory(lambda: httpx.Client(event_hooks=hooks, timeout=None, verify=False, trust_env=False))
     yield asked
     hub.faults.clear()
-    set_client_factory(pushing._http.default_client_factory)
+    set_client_factory(_http.default_client_factory)
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def fault(hub: LoopbackHub, request: str, how: dict, times: int | None):
 
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_what_passes_is_tried_again_and_ends_in_one_commit(hub, run, waits, request_, monkeypatch):
-    monkeypatch.setattr(pushing, "_SILENCE", 0.3)
+    monkeypatch.setattr(http, "SILENCE", 0.3)
     for name, how in PASSING.items():
         if (request_, name) == ("may I write", "cut") or (name == "lost" and REQUESTS[request_][0] == "GET"):
             continue
@@ -212,7 +213,7 @@ def test_what_does_not_pass_ends_with_the_cause_and_the_command(hub, run, waits,
 
 @pytest.mark.parametrize("answer", [{"status": 500}, {"status": 504}, {"cut_after": 0}, {"delay": 0.8}])
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, run, answer, monkeypatch):
-    monkeypatch.setattr(pushing, "_SILENCE", 0.3)
+    monkeypatch.setattr(http, "SILENCE", 0.3)
     hub.add_repo("tester/lost", files={"pytorch_model.bin": b"of an earlier push"})
     lost = hub.fault("POST", "/commit/", lost=True, message="Gateway timeout", **answer)
     assert push(run, "tester/lost") == f"{hub.url}/tester/lost"
@@ -223,7 +224,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, run, answer, monk
 
 def test_a_commit_that_comes_late_is_not_followed_by_a_second(hub, run, monkeypatch):
     """The first attempt's commit is made after the second has looked: the second must not stand on another's ground."""
-    monkeypatch.setattr(pushing, "_SILENCE", 0.3)
+    monkeypatch.setattr(http, "SILENCE", 0.3)
     hub.fault("POST", "/commit/", delay=0.9)
     hub.fault("POST", "/commit/", delay=0.1, times=None)
     seen = []
@@ -296,7 +297,7 @@ def test_a_hub_that_asks_for_a_day_is_not_waited_for(hub, run, waits, request_, 
 
 
 def test_a_hub_that_never_answers_is_given_up(hub, run, monkeypatch):
-    monkeypatch.setattr(pushing, "_SILENCE", 0.1)
+    monkeypatch.setattr(http, "SILENCE", 0.1)
     hub.fault("POST", "/commit/", delay=0.9, times=None)
     started = time.monotonic()
     assert "the Hub did not answer within 0.1 s" in failure(run, "tester/silent")
@@ -304,7 +305,7 @@ def test_a_hub_that_never_answers_is_given_up(hub, run, monkeypatch):
 
 
 def test_patience_ends(hub, run, monkeypatch):
-    monkeypatch.setattr(pushing, "_PATIENCE", 2.5)
+    monkeypatch.setattr(http, "PATIENCE", 2.5)
     busy = hub.fault("GET", "/whoami", status=503, times=None)
     failure(run, "tester/patience")
     assert busy.hits == 3
