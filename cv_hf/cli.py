@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", metavar="key=value", nargs="*", help="as in train.batch_size=8")
     train.add_argument("--run-dir", metavar="DIR", help="where everything is written (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
+    train.add_argument("--dry-run", action="store_true", help="only check data, model, memory, disk and the Hub first")
     train.add_argument("--nproc", metavar="N", type=int, help="processes, one per device")
     train.set_defaults(run=_train)
 
@@ -165,15 +166,20 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.nproc and arguments.nproc > 1 and "WORLD_SIZE" not in os.environ:
         from cv_hf.launch import launch
 
-        code = launch(arguments.nproc, ["train", arguments.recipe, *overrides, *["--resume"] * arguments.resume])
+        flags = [*["--resume"] * arguments.resume, *["--dry-run"] * arguments.dry_run]
+        code = launch(arguments.nproc, ["train", arguments.recipe, *overrides, *flags])
         raise SystemExit(code)
     from cv_hf.environment import quiet
-    from cv_hf.finetuning import finetune
+    from cv_hf.finetuning import dry_run, finetune
 
-    if "RANK" not in os.environ:
-        # What a scheduler sends before it kills; of several processes torchrun is the one to stop the others.
+    if "RANK" not in os.environ or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # What a scheduler sends before it kills. Of several processes torchrun is the one to stop the others, and
+        # `--nproc` sends them SIGINT, unless they are of a background job, which ignores it.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     quiet()
+    if arguments.dry_run:
+        dry_run(arguments.recipe, overrides, resume=arguments.resume)
+        return
     run = finetune(arguments.recipe, overrides, resume=arguments.resume)
     if int(os.environ.get("RANK", 0)):
         return

@@ -4,6 +4,7 @@
     ├── RecipeError         2   the recipe: an unknown key, a value of the wrong type
     ├── DataError           2   the dataset: missing, unreadable, a column or a label that is not there
     ├── ModelError          2   the model: missing, of another task, weights that do not fit
+    ├── ResourceError       2   memory or disk space does not suffice
     ├── CheckFailed         1   a check ran and found something (verify, check)
     ├── HubError            3   the Hub failed; nothing is lost
     └── Interrupted       130   Ctrl-C or SIGTERM; what was saved can be resumed
@@ -38,6 +39,10 @@ class DataError(CvHfError):
 
 class ModelError(CvHfError):
     """The model is missing, does not fit the task, or its weights do not fit its configuration."""
+
+
+class ResourceError(CvHfError):
+    """Memory or disk space does not suffice; the message says how much, or what takes less."""
 
 
 class CheckFailed(CvHfError):

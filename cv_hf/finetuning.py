@@ -5,9 +5,12 @@ recipe -> splits -> model -> transforms -> Trainer -> model/ -> score -> card ->
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from cv_hf import publish
 from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import Splits, load_splits
-from cv_hf.errors import Interrupted, RecipeError
+from cv_hf.errors import CvHfError, Interrupted, RecipeError, ResourceError
 from cv_hf.inference import Trained, evidence, load_trained, predictions_sheet, score
 from cv_hf.models import Built, build_model, freeze_backbone, loss_needs, pixel_map, resizer
 from cv_hf.task import Task
@@ -29,21 +32,31 @@ from cv_hf.tasks import get_task
 from cv_hf.training import (
     EvalSamples,
     LogFile,
+    Preflight,
     Progress,
     Trainer,
     TrainSamples,
+    check_changes,
     choose_metric,
     collate_train,
     data_seed,
     describe,
+    disk_full,
     evaluate,
+    fault,
     find_scales,
     gathered,
+    megabytes,
+    memory_error,
     newest_checkpoint,
+    out_of_memory,
+    preflight,
+    read_manifest,
     recorder,
     resolve,
     takes_mask,
     training_arguments,
+    write_text,
 )
 from cv_hf.transforms import build_augment
 
@@ -83,23 +96,15 @@ def finetune(
     Raises:
         CvHfError: the recipe, the data or the model cannot be used, or the Hub failed; see cv_hf.errors.
     """
-    recipe = load_recipe(recipe, overrides)
-    task = get_task(recipe.task)
-    recipe = resolve(recipe, task)
-    folder = open_run(recipe, resume=resume)
-    if recipe.hub and is_main():
-        publish.check_can_write(recipe.hub.repo_id)
+    recipe, task, checkpoint = open_recipe(recipe, overrides, resume=resume)
+    folder = Path(recipe.run_dir)
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
 
     with resumable(folder):
-        seed = recipe.train.arguments["seed"]
-        splits = load_splits(recipe.data, task, seed=seed, echo=echo)
-        set_seed(seed)  # the new head is drawn from it
-        built = build_model(recipe.model, task.auto_class, task.model_fields(splits.labels, splits.train.column_names))
-        echo("\n".join(built.report.lines()))
-
-        trainer = build_trainer(recipe, task, splits, built, folder)
-        echo(f"training on {describe(trainer.args)}")
-        outcome = train(trainer, recipe, folder, resume=resume)
+        splits, built, trainer = prepare(recipe, task, folder, checkpoint)
+        outcome = train(trainer, recipe, folder, checkpoint)
 
         if is_main():
             publish.save_model_folder(trainer.model, built.processor, task.name, splits.labels, folder / "model")
@@ -115,35 +120,120 @@ def finetune(
         return Run(folder, folder / "model", metrics, trainer.state.log_history, url)
 
 
-def open_run(recipe: Recipe, *, resume: bool) -> Path:
-    """Make the run directory and write the resolved recipe into it.
+def dry_run(
+    recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str] = (), *, resume: bool = False
+) -> Preflight:
+    """Check in seconds what a run needs, and train and write nothing; arguments and errors are those of `finetune`.
+
+    Data, labels, one forward and backward, memory, disk for the checkpoints, and the right to write to the Hub.
+    """
+    recipe, task, checkpoint = open_recipe(recipe, overrides, resume=resume)
+    with tempfile.TemporaryDirectory() as aside:
+        splits, _, trainer = prepare(recipe, task, Path(aside), checkpoint)
+        present = task.present(splits.train)
+        if present is not None and (absent := [name for name in splits.labels.names if name not in present]):
+            echo(f"labels: no training sample of {', '.join(absent[:8])}{', ...' if len(absent) > 8 else ''}")
+        found = preflight(trainer, Path(recipe.run_dir))
+    for line in found.lines():
+        echo(line)
+    echo(f"hub: {recipe.hub.repo_id} can be written to" if recipe.hub else "hub: nothing will be pushed")
+    return found
+
+
+def open_recipe(
+    recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str], *, resume: bool
+) -> tuple[Recipe, Task, str | None]:
+    """The recipe with all defaults, its task, and the checkpoint to go on from, which the main process alone looks for.
 
     Raises:
-        RecipeError: it holds another run, which would be overwritten.
+        RecipeError: the run directory holds a run, which would be overwritten; or one that was trained otherwise.
+        HubError: the recipe wants a push, and the token may not write there.
     """
-    folder = Path(recipe.run_dir)
-    if not resume and (newest_checkpoint(folder / "checkpoints") or (folder / "model").exists()):
-        raise RecipeError(f"{folder}: holds a run already. Go on with --resume, or choose another with --run-dir.")
+    recipe = load_recipe(recipe, overrides)
+    task = get_task(recipe.task)
+    recipe = resolve(recipe, task)
+    checkpoint = None
     if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    return folder
+        folder = Path(recipe.run_dir)
+        if not resume and ((folder / "model").exists() or any(folder.glob("checkpoints/checkpoint-*"))):
+            raise RecipeError(f"{folder}: holds a run already. Go on with --resume, or choose another with --run-dir.")
+        if resume:
+            checkpoint = newest_checkpoint(folder / "checkpoints", echo)
+        if checkpoint:
+            check_changes(read_manifest(Path(checkpoint)), {"recipe": as_json(recipe)}, Path(checkpoint), echo)
+        elif resume:
+            echo(f"{folder}: there is no complete checkpoint; training begins at its start")
+        if recipe.hub:
+            publish.check_can_write(recipe.hub.repo_id)
+    return recipe, task, checkpoint
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it stands in the manifest of a checkpoint."""
+    return recipe.model_dump(mode="json")
 
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C into the command that goes on from what was saved."""
+    """Turn Ctrl-C, and the want of disk or memory, into errors with the command that goes on from what was saved."""
+    command = f"cv-hf train {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
     try:
         yield
     except KeyboardInterrupt:
         saved = newest_checkpoint(folder / "checkpoints")
         state = f"the newest checkpoint is {saved}" if saved else "no checkpoint was saved yet"
-        command = f"cv-hf train {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
         raise Interrupted(f"interrupted; {state}.\nTo go on: {command}") from None
+    except ResourceError as error:
+        if len(str(error).splitlines()) > 1:
+            raise
+        raise ResourceError(f"{error}\nMake room, then: {command}") from None
+    except CvHfError:
+        raise
+    except Exception as error:
+        if disk_full(error):
+            free = megabytes(shutil.disk_usage(folder).free)
+            raise ResourceError(
+                f"{folder}: no space left on the disk; {free} are free.\nMake room, then: {command}"
+            ) from None
+        if out_of_memory(error):
+            raise ResourceError(f"out of memory in scoring.\nTry: {command} eval.batch_size=1") from None
+        raise
 
 
-def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, folder: Path) -> Trainer:
-    """Put data, model and arguments together; config stops here."""
+def prepare(recipe: Recipe, task: Task, folder: Path, checkpoint: str | None) -> tuple[Splits, Built, Trainer]:
+    """Load data and model, and put them together."""
+    seed = recipe.train.arguments["seed"]
+    splits = load_splits(recipe.data, task, seed=seed, echo=echo)
+    notes = {"recipe": as_json(recipe), "samples": fingerprint(splits)}
+    if checkpoint:
+        check_changes(read_manifest(Path(checkpoint)), {"samples": notes["samples"]}, Path(checkpoint), echo)
+    set_seed(seed)  # the new head is drawn from it
+    built = build_model(recipe.model, task.auto_class, task.model_fields(splits.labels, splits.train.column_names))
+    echo("\n".join(built.report.lines()))
+    trainer = build_trainer(recipe, task, splits, built, folder, notes)
+    echo(f"training on {describe(trainer.args)}")
+    return splits, built, trainer
+
+
+def fingerprint(splits: Splits) -> dict[str, dict[str, Any]]:
+    """How many samples each split has, and a hash of their names and of the classes; what is in a file is not read."""
+    prints = {}
+    for name, split in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        if split is not None:
+            text = json.dumps([splits.labels.to_dict(), list(split["file"])], sort_keys=True, default=str)
+            prints[name] = {"count": len(split), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return prints
+
+
+def build_trainer(
+    recipe: Recipe,
+    task: Task,
+    splits: Splits,
+    built: Built,
+    folder: Path,
+    notes: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """Put data, model and arguments together; config stops here. `notes` go into each checkpoint."""
     if recipe.model.freeze == "backbone":
         if recipe.train.backbone_lr is not None:
             raise RecipeError("train.backbone_lr: the backbone is frozen (model.freeze); leave out one of the two.")
@@ -208,6 +298,7 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
         early_stopping=recipe.train.early_stopping,
         ema=recipe.train.ema,
         scales=scales,
+        notes=notes,
         callbacks=[
             LogFile(folder / "log.jsonl"),
             Progress(known, recipe.train.batch_size, disable=bool(arguments.disable_tqdm)),
@@ -215,28 +306,33 @@ def build_trainer(recipe: Recipe, task: Task, splits: Splits, built: Built, fold
     )
 
 
-def train(trainer: Trainer, recipe: Recipe, folder: Path, *, resume: bool) -> dict[str, Any]:
+def train(trainer: Trainer, recipe: Recipe, folder: Path, checkpoint: str | None) -> dict[str, Any]:
     """Train to the end and load the best checkpoint; return what metrics.json says of training.
 
     A run that was trained to its end, and stopped in scoring or pushing, is not trained again.
     """
-    checkpoint = newest_checkpoint(folder / "checkpoints") if resume else None
+    # One process has looked; all go on from the same.
+    (checkpoint,) = broadcast_object_list([checkpoint])
     finished = folder / "checkpoints" / "finished.json"
     if checkpoint and finished.is_file():
         end = json.loads(finished.read_text(encoding="utf-8"))
         best = folder / "checkpoints" / end["checkpoint"]
-        if end["train"] == recipe.train.model_dump(mode="json") and best.is_dir():
+        if end["train"] == recipe.train.model_dump(mode="json") and fault(best) is None:
             echo(f"trained already; its best weights are in {end['checkpoint']}")
             trainer.load_weights(str(best))
             return end["outcome"]
     try:
+        for line in preflight(trainer, folder).lines()[:2]:
+            echo(line)
+        if checkpoint:
+            echo(f"resuming from {checkpoint}")
+        if is_main():
+            finished.unlink(missing_ok=True)
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    except torch.OutOfMemoryError:
-        steps = 2 * trainer.args.gradient_accumulation_steps
-        raise RecipeError(
-            f"out of memory with {trainer.args.per_device_train_batch_size} images per device at once.\n"
-            f"The same training in less: train.gradient_accumulation_steps={steps}; in scoring: eval.batch_size."
-        ) from None
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise memory_error(trainer.args) from None
     result = {
         "loss": outcome.training_loss,
         "steps": outcome.global_step,
@@ -247,7 +343,7 @@ def train(trainer: Trainer, recipe: Recipe, folder: Path, *, resume: bool) -> di
     best = trainer.state.best_model_checkpoint or newest_checkpoint(folder / "checkpoints")
     if best and is_main():
         end = {"train": recipe.train.model_dump(mode="json"), "outcome": result, "checkpoint": Path(best).name}
-        finished.write_text(json.dumps(end, indent=2) + "\n", encoding="utf-8")
+        write_text(finished, json.dumps(end, indent=2) + "\n")
     return result
 
 
@@ -276,7 +372,7 @@ def write_results(
     `memory` is the model that was trained, `trained` the same as reloaded from its folder.
     """
     shown = splits.validation if splits.test is None else splits.test
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     seen = evidence(memory, shown)
     publish.write_arguments(folder / "model", trained.arguments, seen, metrics["validation"])
     publish.write_card(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from cv_hf.data import CODES, NAMES_KEPT, Findings, LabelMap
 from cv_hf.task import Task
 from cv_hf.training.samples import EvalGroup, EvalSamples, collate_eval
+from cv_hf.training.stopping import Stopped, deaf
 
 
 def evaluate(
@@ -27,6 +28,7 @@ def evaluate(
     workers: int = 0,
     on_findings: Callable[[Sequence[tuple[str, str, str]]], None],
     progress: str | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Score a model on a split, over all processes.
 
@@ -34,15 +36,19 @@ def evaluate(
     the last digits of a prediction depend on; the counts are merged at the end and every process returns the same
     numbers. `loss` is the mean over the samples, where the model computes one.
 
+    Args:
+        stop: asked before each batch whether to give up; all processes do once it is true in one.
+
     Raises:
         DataError: no image of the split could be read.
+        Stopped: as `stop` has said.
     """
     columns = samples.dataset.column_names
     accumulator = task.metric(labels, columns)
     state = PartialState()
     starts = range(state.process_index * batch_size, len(samples), state.num_processes * batch_size)
     indices = [index for start in starts for index in range(len(samples))[start : start + batch_size]]
-    total_loss, counted = 0.0, 0
+    total_loss, counted, stopped = 0.0, 0, False
     for group, outputs in forward(
         model,
         samples,
@@ -54,16 +60,21 @@ def evaluate(
         subtasks=task.subtasks,
         progress=progress if state.is_main_process else None,
     ):
+        if stopped := stop():
+            break
         task.update(accumulator, outputs, group, samples.processor, labels)
         if getattr(outputs, "loss", None) is not None:
             total_loss += float(outputs.loss) * len(group.ids)
             counted += len(group.ids)
     if state.num_processes > 1:
-        shards = gather_object([(accumulator, total_loss, counted)])
+        shards = gather_object([(accumulator, total_loss, counted, stopped)])
         accumulator = shards[0][0]
-        for other, _, _ in shards[1:]:
+        for other, *_ in shards[1:]:
             accumulator.merge(other)
         total_loss, counted = sum(shard[1] for shard in shards), sum(shard[2] for shard in shards)
+        stopped = any(shard[3] for shard in shards)
+    if stopped:
+        raise Stopped
     metrics = accumulator.compute()
     return {**metrics, "loss": total_loss / counted} if counted else metrics
 
@@ -90,7 +101,11 @@ def forward(
         progress: the text of a progress bar, or None for no bar.
     """
     loader = DataLoader(
-        Subset(samples, indices), batch_size=batch_size, num_workers=workers, collate_fn=collate_eval, shuffle=False
+        Subset(samples, indices),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=collate_eval,
+        worker_init_fn=deaf,
     )
     device = next(model.parameters()).device
     was_training = model.training

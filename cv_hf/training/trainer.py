@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
+import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from cv_hf.errors import CvHfError, DataError, ModelError, RecipeError
+from cv_hf.errors import CvHfError, DataError, ModelError, ResourceError
 from cv_hf.models import PixelMap, head_parameters, whole_config
 from cv_hf.models.counts import sharing
 from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
-from cv_hf.training.ema import EMA, TRAINING_WEIGHTS
-from cv_hf.training.samples import EpochSampler, EvalSamples
+from cv_hf.training.checkpoints import clear, disk_full, fault, partial_of, put_in_place, rotate, seal, write_text
+from cv_hf.training.ema import EMA
+from cv_hf.training.samples import EpochSampler
 from cv_hf.training.scales import Scales
+from cv_hf.training.stopping import Stop, Stopped, deaf
 
 # These take a mask and do nothing with it.
 _MASK_UNHEEDED = {"rt_detr", "rt_detr_v2", "d_fine", "deimv2"}
+# What a checkpoint holds beside TrainerState, to go on exactly.
+WHEREABOUTS = "whereabouts.json"
 
 
 class Trainer(transformers.Trainer):
     """What a vision recipe needs beyond transformers.Trainer.
 
     Args:
-        score: (model, samples) -> metrics; called with the evaluation dataset whenever an evaluation is due.
+        score: (model, samples, stop) -> metrics; called with the evaluation dataset whenever an evaluation is due.
+            It raises Stopped when `stop()` is true.
         record: told the findings that travel with training batches.
         pixels: turns the uint8 `pixel_values` of a batch into what the model takes, on its device; None when the
             batches come from the processor.
@@ -44,18 +50,20 @@ class Trainer(transformers.Trainer):
         ema: decay of the moving average of the weights; None: no average.
         scales: (least, greatest) factor of the input size, drawn for each batch; None: the size stays.
         early_stopping: evaluations without improvement before training ends; None: never.
+        notes: kept in the manifest of each checkpoint, JSON-ready.
     """
 
     def __init__(
         self,
         *,
-        score: Callable[[torch.nn.Module, EvalSamples], dict[str, Any]],
+        score: Callable[..., dict[str, Any]],
         record: Callable[[Sequence[tuple[str, str, str]]], None],
         pixels: PixelMap | None,
         backbone_lr: float | None,
         early_stopping: int | None,
         ema: float | None = None,
         scales: Scales | None = None,
+        notes: Mapping[str, Any] | None = None,
         **trainer: Any,
     ):
         try:
@@ -78,6 +86,38 @@ class Trainer(transformers.Trainer):
         self.remove_callback(PrinterCallback)
         if early_stopping:
             self.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
+        self.early_stopping = early_stopping
+        self.notes = notes or {}
+        self.stop = Stop()
+        self.add_callback(_Whereabouts(self))
+
+    def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
+        """Train, from a checkpoint on if one is given.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C or SIGTERM, once a checkpoint is saved.
+            ResourceError: the disk is full; the checkpoints before are whole.
+        """
+        self._resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._saved_step = None
+        if self._resumed is not None:
+            self.args.eval_on_start = False  # it is in the log already
+        with self.stop.heard():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        base = loader.base_dataloader
+        # A loader draws a seed for its workers when it is made, which is at another time after a resume.
+        base.generator = torch.Generator()
+        first = base.worker_init_fn
+
+        def begin(worker: int) -> None:
+            deaf(worker)
+            first(worker)
+
+        base.worker_init_fn = begin
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         self._sampler = EpochSampler(
@@ -100,7 +140,8 @@ class Trainer(transformers.Trainer):
     def _run_epoch(self, **arguments: Any) -> None:
         # Skipping batches on resume wraps the sampler, and accelerate then no longer reaches its set_epoch.
         self._sampler.set_epoch(arguments["epoch"])
-        super()._run_epoch(**arguments)
+        if not self.control.should_training_stop:
+            super()._run_epoch(**arguments)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Trainer's optimizer, any of them, with the backbone's parameters moved to groups of their own rate."""
@@ -117,16 +158,11 @@ class Trainer(transformers.Trainer):
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
+        self._stop_if_asked()
         batches = []
         for _, batch in zip(range(num_batches), epoch_iterator, strict=False):
-            self.record(batch.pop("findings", ()))
-            if "error" in batch:
-                raise batch["error"]
-            if not batch:
-                raise DataError(
-                    "no image of a whole stretch of the training split could be read; see the findings above."
-                )
-            batches.append(batch)
+            self.record(batch.get("findings", ()))
+            batches.append(checked(batch))
         # Trainer divides by the number of micro-batches, and the processes take the mean of their gradients; weighing
         # by size makes that the mean over all samples, however unevenly the last ones of an epoch are shared out.
         processes = self.accelerator.num_processes
@@ -179,8 +215,8 @@ class Trainer(transformers.Trainer):
         # Every process has had running statistics of its own since the last step; those of the first are saved.
         broadcast(list(model.buffers()))
         # The model that trains has the autocast within; the average, copied before, has not.
-        with nullcontext() if self.ema is None else self.accelerator.autocast():
-            metrics = self.score(model, eval_dataset or self.eval_dataset)
+        with unchanged_random_state(), nullcontext() if self.ema is None else self.accelerator.autocast():
+            metrics = self.score(model, eval_dataset or self.eval_dataset, stop=lambda: self.stop.asked)
         scalars = {
             f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, int | float)
         }
@@ -197,11 +233,21 @@ class Trainer(transformers.Trainer):
         """Write a checkpoint aside and rename it, so that one with its final name is complete."""
         folder = Path(self.args.output_dir)
         final = folder / f"checkpoint-{self.state.global_step}"
-        partial = folder / f".{final.name}.partial"
+        partial = partial_of(final)
         self.store_flos()
+        try:
+            self._write_checkpoint(folder, final, partial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not disk_full(error):
+                raise
+            clear(folder)
+            raise self._no_space(folder, final) from None
+        self._saved_step = self.state.global_step
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self, folder: Path, final: Path, partial: Path) -> None:
         if self.args.should_save:
-            for left in folder.glob(".checkpoint-*.partial"):
-                shutil.rmtree(left, ignore_errors=True)
+            clear(folder)
         self.accelerator.wait_for_everyone()
         self.save_model(str(partial), _internal_call=True)
         if self.state.best_global_step:
@@ -212,21 +258,142 @@ class Trainer(transformers.Trainer):
             self._save_optimizer_and_scheduler(str(partial))
             self._save_scaler(str(partial))
             self._save_rng_state(str(partial))
+        whereabouts = self._whereabouts()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for callback in [*self.callback_handler.callbacks, self.control]:
                 if isinstance(callback, ExportableState):
                     self.state.stateful_callbacks[type(callback).__name__] = callback.state()
             self.state.save_to_json(str(partial / "trainer_state.json"))
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
-        self.accelerator.wait_for_everyone()
+            write_text(partial / WHEREABOUTS, json.dumps(whereabouts) + "\n")
+            seal(partial, {"step": self.state.global_step, **self.notes})
+            put_in_place(partial, final)
+            rotate(folder, final, self.state.best_model_checkpoint, self.args.save_total_limit)
+
+    def _no_space(self, folder: Path, final: Path) -> ResourceError:
+        size, free = self.checkpoint_size(), shutil.disk_usage(folder).free
+        # Less may be free to this user than the file system says.
+        missing = f"{megabytes(size - free)} are missing" if size > free else "more than this process may write"
+        return ResourceError(
+            f"{final}: no space left on the disk: it takes {megabytes(size)}, {megabytes(free)} are free, so {missing}."
+        )
+
+    def checkpoint_size(self) -> int:
+        """The bytes of a checkpoint: weights, twice where they are averaged, and what the optimizer remembers."""
+        weights = sum({tensor.data_ptr(): tensor.nbytes for tensor in self.model.state_dict().values()}.values())
+        return weights * (1 if self.ema is None else 2) + (0 if self.args.save_only_model else self.optimizer_size())
+
+    def optimizer_size(self) -> int:
+        """The bytes of what the optimizer remembers, or will after its first step."""
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.optimizer is not None and self.optimizer.state:
+            tensors = [value for state in self.optimizer.state.values() for value in state.values()]
+            return sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
+        # A step of the same optimizer on a small matrix tells how much it keeps for each value.
+        probe = torch.nn.Parameter(torch.zeros(64, 64))
+        probe.grad = torch.zeros_like(probe)
+        try:
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args)
+            optimizer = kind([probe], **arguments)
+            optimizer.step()
+            kept = sum(value.nbytes for value in optimizer.state[probe].values() if isinstance(value, torch.Tensor))
+        except (TypeError, ValueError, RuntimeError, ImportError):  # one that needs the model, a device or a package
+            kept = 2 * probe.nbytes
+        return int(sum(parameter.nbytes for parameter in parameters) * kept / probe.nbytes)
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, *more: Any, **rest: Any) -> None:
+        self._last, self._owed = (grad_norm, rest.get("learning_rate")), None
+        owed = {"save": self.control.should_save}
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, *more, **rest)
+        except Stopped:
+            self._owed = owed
+            self._save_checkpoint(model, None)
+            raise
+
+    def _stop_if_asked(self) -> None:
+        """Save and raise Stopped, in all processes if one was asked to; called where nothing is left undone."""
+        asked = torch.tensor(float(self.stop.asked), device=self.args.device)
+        if not self.accelerator.reduce(asked, "sum").item():
+            return
+        if self.state.global_step != self._saved_step:
+            self._save_checkpoint(self.model_wrapped, None)
+        raise Stopped
+
+    def _whereabouts(self) -> dict[str, Any]:
+        """What TrainerState lacks to go on exactly; the same in every process."""
+        grad_norm, learning_rate = self._last
+        return {
+            "losses": gather(self._tr_loss.detach().reshape(1)).tolist(),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "last": [None if grad_norm is None else float(grad_norm), learning_rate],
+            "seconds": self._seconds + time.time() - self._began,
+            "epoch_ended": self._epoch_ended,
+            "owed": self._owed,
+        }
+
+    def begin(self) -> None:
+        """Called when training begins: take up what the checkpoint left, and do what its step was still to do."""
+        self._began, self._seconds, self._last = time.time(), 0.0, (None, None)
+        self._epoch_ended, self._owed, self._saved_step = True, None, self.state.global_step
+        # The summary at the end is of the whole run.
+        self._initial_global_step = 0
+        if self._resumed is None or not (self._resumed / WHEREABOUTS).is_file():
+            return
+        left = json.loads((self._resumed / WHEREABOUTS).read_text(encoding="utf-8"))
+        losses, own = left["losses"], self.accelerator.process_index
+        same = len(losses) == self.accelerator.num_processes
+        self._tr_loss += losses[own] if same else sum(losses) / len(losses)
+        self._total_loss_scalar = left["total_loss"]
+        self._globalstep_last_logged = left["last_logged"]
+        self._seconds, self._epoch_ended = left["seconds"], left["epoch_ended"]
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                callback.early_stopping_patience = self.early_stopping
+        self._find_best()
+        self.control.should_log = self.control.should_evaluate = self.control.should_save = False
+        if left["owed"]:
+            self.control.should_evaluate, self.control.should_save = True, left["owed"]["save"]
+            self._finish_step(*left["last"])
+        if not self._epoch_ended and (self._over() or float(self.state.epoch).is_integer()):
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._finish_step(*left["last"])
+        self.control.should_training_stop = self._over()
+
+    def _finish_step(self, grad_norm: float | None, learning_rate: float | None) -> None:
+        self._maybe_log_save_evaluate(
+            self._tr_loss,
+            grad_norm,
+            self.model_wrapped,
+            None,
+            self.state.epoch,
+            None,
+            time.time(),
+            learning_rate=learning_rate,
+        )
+
+    def _over(self) -> bool:
+        """Whether the checkpoint gone on from is the last; Transformers would train a step more."""
+        stopping = [
+            callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)
+        ]
+        waited = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in stopping)
+        return waited or self.state.global_step >= self.state.max_steps
+
+    def _find_best(self) -> None:
+        """The best checkpoint by its name, since a run may have been moved."""
+        said = json.loads((self._resumed / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+        if said is None:
+            return
+        best = Path(self.args.output_dir) / Path(said).name
+        reason = fault(best)
+        if reason is None:
+            self.state.best_model_checkpoint = str(best)
+            return
+        if self.is_world_process_zero():
+            print(f"the best checkpoint, {best}, cannot be used: {reason}; another is sought from here on", flush=True)
+        self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.ema is None:
@@ -236,22 +403,19 @@ class Trainer(transformers.Trainer):
         # A pickle of the arguments, which the resolved recipe holds as text.
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
-    def _finalize_training(self, *arguments: Any) -> Any:
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        self._stop_if_asked()
         # What was not logged yet is of this process alone.
         self._tr_loss = self.accelerator.reduce(self._tr_loss, "mean")
-        return super()._finalize_training(*arguments)
+        return super()._finalize_training(trial, num_train_samples, start_time - self._seconds)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        elif (self.ema is not None) != (Path(resume_from_checkpoint) / TRAINING_WEIGHTS).is_file():
-            was, now = ("without", "with") if self.ema else ("with", "without")
-            raise RecipeError(f"{resume_from_checkpoint} was saved {was} train.ema; training cannot go on {now} it.")
-        elif self.ema is None:
-            self.load_weights(resume_from_checkpoint)
         else:
             self.load_weights(resume_from_checkpoint)
-            self.ema.load(resume_from_checkpoint)
+            if self.ema is not None:
+                self.ema.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -285,6 +449,22 @@ class Trainer(transformers.Trainer):
         self.model.load_state_dict(saved.state_dict())
 
 
+class _Whereabouts(TrainerCallback):
+    """Tells the trainer where in its loop it is; the last of the callbacks, for which training has begun by then."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._epoch_ended = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._epoch_ended = True
+
+
 class LogFile(TrainerCallback):
     """One JSON line per log call: `log.jsonl`."""
 
@@ -292,11 +472,10 @@ class LogFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a resume, forget what was logged beyond the checkpoint: it is done again."""
-        if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(kept) if state.global_step else "", encoding="utf-8")
+        """Hold what was logged up to here, which a checkpoint knows; what was logged beyond it is done again."""
+        if state.is_world_process_zero:
+            lines = [json.dumps({"step": entry["step"], **entry}) + "\n" for entry in state.log_history]
+            write_text(self.path, "".join(lines))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -352,9 +531,32 @@ class Progress(TrainerCallback):
             self.bar.close()
 
 
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint of a run, or None; a partial one does not have the name of a checkpoint."""
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def checked(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as collated, without its findings; what its loading raised is raised here."""
+    batch.pop("findings", None)
+    if "error" in batch:
+        raise batch["error"]
+    if not batch:
+        raise DataError("no image of a whole stretch of the training split could be read; see the findings above.")
+    return batch
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Whatever is drawn within, the numbers drawn after are those that would have been drawn without it."""
+    before = random.getstate(), np.random.get_state()
+    devices = [torch.accelerator.current_device_index()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes, to read."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def takes_mask(model: torch.nn.Module) -> bool:
