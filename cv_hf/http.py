@@ -1,12 +1,19 @@
-"""Limits for the Hub's client, which by itself waits for an answer without end, and as long as one asks it to."""
+"""What the Hub's client leaves to its callers: limits of waiting, and whether what it has on disk is what the Hub has.
+
+By itself it waits for an answer without end, or as long as one asks it to, and looks at the size of a download alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from huggingface_hub import set_client_factory
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import _http, hf_raise_for_status, httpx, parse_ratelimit_headers
 
 # Seconds after which a Hub that neither says nor takes anything has failed.
@@ -65,3 +72,36 @@ def asked_to_wait(response: httpx.Response) -> float:
         return float(limits.reset_in_seconds)
     after = response.headers.get("Retry-After", "").strip()
     return float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0
+
+
+def snapshot(repo_id: str, repo_type: str, commit: str) -> Path:
+    """The folder of the cache in which the files of a commit are."""
+    name = repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+    return Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
+
+
+def damaged(files: Iterable[str | Path]) -> Path | None:
+    """The first of some files of the Hub's cache that is not what the Hub has, by the hash that the cache names it by.
+
+    Returns:
+        the file to delete, so that it is fetched again; None where all are whole, or stand in no cache.
+    """
+    for path in map(os.path.realpath, files):
+        name = os.path.basename(path)
+        if os.path.basename(os.path.dirname(path)) == "blobs" and os.path.isfile(path) and not _is_hash_of(name, path):
+            return Path(path)
+    return None
+
+
+def _is_hash_of(name: str, path: str) -> bool:
+    """Whether a name is the hash of a file, as far as it is one: SHA-256 of large files, that of git of others."""
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        digest = hashlib.sha256()
+    elif re.fullmatch(r"[0-9a-f]{40}", name):
+        digest = hashlib.sha1(b"blob %d\0" % os.path.getsize(path))
+    else:
+        return True
+    with open(path, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest() == name

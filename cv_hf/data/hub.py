@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import httpx
 
@@ -16,7 +19,7 @@ from cv_hf.data.findings import Findings
 from cv_hf.data.paths import Inside, resolve_images
 from cv_hf.data.source import Source
 from cv_hf.errors import CvHfError, DataError, HubError, causes, did_you_mean
-from cv_hf.http import limited_client
+from cv_hf.http import damaged, limited_client, snapshot
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RETRY = "Nothing is lost: run the same command again; what was downloaded is kept."
@@ -126,7 +129,17 @@ def _explained(error: Exception, id: str, config: str | None, revision: str | No
             return HubError(
                 f"dataset {id}: the Hub cannot be reached ({type(cause).__name__}){_or_here(id)}.\n{_RETRY}"
             )
+    if revision and (found := _damaged(id, revision)) is not None:
+        file, remove = found
+        return HubError(
+            f"dataset {id}: the cached file {file} is damaged.\n"
+            f"Nothing else is lost. Delete it and run the command again: {remove}"
+        )
     text = str(error)
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):  # those of a dataset's files come wrapped
+        return HubError(f"dataset {id}: the Hub's answer cannot be read.\n{_RETRY}")
+    if "Consistency check failed" in "".join(map(str, chain)):
+        return HubError(f"dataset {id}: a file that the Hub sent ended too early.\n{_RETRY}")
     if "LocalEntryNotFoundError" in text:  # all that datasets passes on of an error 500
         return HubError(f"dataset {id}: the Hub failed while its files were looked up.\n{_RETRY}")
     if "scripts are no longer supported" in text:
@@ -140,6 +153,23 @@ def _explained(error: Exception, id: str, config: str | None, revision: str | No
         return DataError(f"dataset {id} has {wrong}\nSet data.config to one of: {', '.join(configs)}.")
     reason = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
     return DataError(f"dataset {id} cannot be loaded: {reason[0][:300]}")
+
+
+def _damaged(id: str, commit: str) -> tuple[Path, str] | None:
+    """A file of the caches that is to blame for an error, and the command that removes it."""
+    file = damaged(snapshot(id, "dataset", commit).rglob("*"))
+    if file is not None:
+        return file, shlex.join(["rm", str(file)])
+    for table in sorted(Path(datasets.config.HF_DATASETS_CACHE).glob(f"*/*/*/{commit}/*")):
+        try:
+            if table.suffix == ".json":
+                json.loads(table.read_text(encoding="utf-8"))
+            elif table.suffix == ".arrow":
+                with pa.memory_map(str(table)) as content:
+                    pa.ipc.open_stream(content).read_all()
+        except (OSError, ValueError):  # Arrow's errors are of these two
+            return table, shlex.join(["rm", "-r", str(table.parent)])
+    return None
 
 
 def _token() -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import json
 import logging
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,12 +29,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from cv_hf.config import ModelConfig
 from cv_hf.errors import CvHfError, HubError, ModelError, causes, did_you_mean
-from cv_hf.http import limited_client
+from cv_hf.http import asked_to_wait, damaged, limited_client
 from cv_hf.models import detection, oneformer, segmentation
 from cv_hf.models.image_size import change_image_size
 from cv_hf.models.neighborhood import enable_dinat
@@ -316,15 +318,26 @@ def _fetch(model: ModelConfig, commit: str | None) -> None:
         mend = "load it once with use_safetensors=False where you trust it, and save_pretrained() it"
     else:
         _download(model.id, transformers.utils.IMAGE_PROCESSOR_NAME, commit)
-        found = any(_download(model.id, name, commit) for name in weights)
+        fetched = next((path for name in weights if (path := _download(model.id, name, commit))), None)
+        found = fetched is not None
         mend = (
             "https://huggingface.co/spaces/safetensors/convert opens a pull request with one; "
             "then set model.revision to refs/pr/NUMBER"
         )
+        shards = _shards(fetched) if fetched is not None and fetched.suffix == ".json" else []
+        files = [fetched, *(_download(model.id, name, commit) for name in shards)]
+        # Weights that a few bytes are wrong of load like others.
+        if (file := damaged(path for path in files if path is not None)) is not None:
+            raise _not_the_hubs(model, file)
     if not found:
         raise ModelError(
             f"{model.id} has no model.safetensors; pickle files can run code and are not read.\nConvert it: {mend}."
         )
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index of weights lists."""
+    return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
 
 
 def _download(repo_id: str, name: str, revision: str | None) -> Path | None:
@@ -365,10 +378,33 @@ def _readable_errors(model: ModelConfig) -> Iterator[None]:
         raise
     except Exception as error:
         chain = causes(error)
-        readable = _hub_error(model, chain) or _model_error(model, chain)
+        readable = _hub_error(model, chain) or _damaged(model) or _model_error(model, chain)
         if readable is None:
             raise
         raise readable from None
+
+
+def _not_the_hubs(model: ModelConfig, file: Path) -> HubError:
+    return HubError(
+        f"{model.id}: the cached file {file} is damaged: it is not what the Hub has.\n"
+        f"Nothing else is lost. Delete it and run the command again: {shlex.join(['rm', str(file)])}"
+    )
+
+
+def _damaged(model: ModelConfig) -> CvHfError | None:
+    """Which file is to blame where a model cannot be read: one of the cache that is damaged, or weights of a folder."""
+    folder = Path(model.id)
+    if not folder.is_dir():
+        commit = huggingface_hub.try_to_load_from_cache(model.id, "config.json", revision=model.revision)
+        file = damaged(Path(commit).parent.rglob("*")) if isinstance(commit, str) else None
+        return None if file is None else _not_the_hubs(model, file)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as weights:
+                weights.keys()
+        except (SafetensorError, OSError) as error:
+            return ModelError(f"{path} is damaged ({_line(error, 0)}).\nTake it once more from where it came.")
+    return None
 
 
 def _hub_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | None:
@@ -397,10 +433,13 @@ def _hub_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | No
     status = getattr(getattr(refused, "response", None), "status_code", None)
     if status in (401, 403):
         return ModelError(f"{model.id}: the Hub refused access ({status}). Check HF_TOKEN.")
+    cut_short = any("Consistency check failed" in str(error) for error in chain)
     if not isinstance(refused, EntryNotFoundError) and (
-        refused or found(_ClientError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
+        refused or cut_short or found(_ClientError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
     ):
-        why = f"status {status}" if status else "no connection"
+        wait = asked_to_wait(refused.response) if status else 0
+        why = f"status {status}" if status else "a file ended too early" if cut_short else "no connection"
+        why += f", and it asks to wait {wait:g} s" if wait else ""
         return HubError(f"{at} could not be fetched from the Hub ({why}). Nothing is lost; run the command again.")
     return None
 
