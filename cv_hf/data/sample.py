@@ -68,7 +68,7 @@ def scattered_digits(folder: Path, seed: int = 0, *, train: int = 400, validatio
     if folder.is_dir():
         return folder
     scans, classes = _scans()
-    photos = _photos()
+    photos = sample_photos()
     wanted = {"train": train, "validation": validation, "test": test}
     image_id = 0
     with _complete_or_absent(folder) as partial:
@@ -198,7 +198,12 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
     return source.images / 16, source.target
 
 
-def _photos() -> list[np.ndarray]:
+def sample_photos() -> list[np.ndarray]:
+    """The five photographs, RGB uint8 (H, W, 3).
+
+    Raises:
+        DataError: scikit-image is not installed.
+    """
     # The files themselves: skimage.data would download what a version of it does not hold.
     found = importlib.util.find_spec("skimage")
     folders = list(found.submodule_search_locations or []) if found else []
