@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
-_share: float | None = None
+
+@dataclass
+class _Sharing:
+    share: float | None
+    # What was counted over the processes, by what this one has of it.
+    totals: dict[int, float] = field(default_factory=dict)
+
+
+_sharing = _Sharing(None)
 
 
 @contextmanager
-def sharing(share: float) -> Iterator[None]:
-    """Count objects over all processes within; each must then call `mean_count` as often as the others.
+def sharing(share: float | None) -> Iterator[None]:
+    """Count the objects of one batch over all processes within, where each must call `mean_count` for its part.
 
     Args:
         share: the images of this process's part of a batch against those of an equal part; 0 where it has none of its
-            own, and only takes part.
+            own, and only takes part; None where it does not wait for the others.
     """
-    global _share
-    before, _share = _share, share
+    global _sharing
+    before, _sharing = _sharing, _Sharing(share)
     try:
         yield
     finally:
-        _share = before
+        _sharing = before
 
 
 def mean_count(count: int, device: torch.device) -> float:
@@ -34,10 +43,15 @@ def mean_count(count: int, device: torch.device) -> float:
     weigh the objects once more. All objects together count as 1 at least; DETR takes 1 for each process, and so less of
     the same loss on many processes with few objects. Outside, as in evaluation, where processes do not go in step, it
     is the count.
+
+    The processes wait for each other once a batch, however many layers each of them judges: where layers are dropped by
+    chance, these differ.
     """
-    counted = torch.tensor(count if _share != 0 else 0, dtype=torch.float32, device=device)
-    processes = 1
-    if _share is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+    share = _sharing.share
+    if share is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return max(0 if share == 0 else count, 1) * (share or 1.0)
+    if count not in _sharing.totals:
+        counted = torch.tensor(count if share else 0, dtype=torch.float32, device=device)
         torch.distributed.all_reduce(counted)
-        processes = torch.distributed.get_world_size()
-    return max(counted.item(), 1.0) / processes * (_share or 1.0)
+        _sharing.totals[count] = counted.item()
+    return max(_sharing.totals[count], 1.0) / torch.distributed.get_world_size() * (share or 1.0)

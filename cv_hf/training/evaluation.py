@@ -131,11 +131,15 @@ def forward(
 
 
 def gathered(findings: Findings) -> Findings:
-    """The findings of all processes, in every one of them."""
-    if PartialState().num_processes > 1:
-        for other in gather_object([findings]):
-            findings.merge(other)
-    return findings
+    """The findings of all processes, in every one of them, by name, so that who found what does not matter."""
+    everyone = gather_object([findings]) if PartialState().num_processes > 1 else [findings]
+    reasons = {
+        (code, name): reason for each in everyone for code in each for name, reason in each.reasons(code).items()
+    }
+    merged = Findings()
+    for (code, name), reason in sorted(reasons.items()):
+        merged.add(code, name, reason)
+    return merged
 
 
 def recorder(

@@ -174,7 +174,7 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
     try:
         with unchanged_random_state():
             model.train()
-            inputs = trainer._prepare_inputs({**batch, "share": 1.0, "weight": 1.0})
+            inputs = trainer._prepare_inputs({**batch, "share": None, "weight": 1.0})
             size = tuple(inputs["pixel_values"].shape[-2:])
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), trainer.accelerator.autocast():
                 loss = trainer.compute_loss(model, inputs)
