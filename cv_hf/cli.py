@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cv_hf import __version__
-from cv_hf.errors import CvHfError, RecipeError
+from cv_hf.errors import CvHfError, RecipeError, printable, printable_output
 
 
+@printable_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code (0 done, 1 a check failed, 2 wrong input, 3 the Hub failed, 130 stopped)."""
     arguments = _parse(argv)
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A file of the command line's that cannot be read or written; anything else is not the user's to mend.
         if error.filename is None:
             raise
-        print(f"cv-hf: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"cv-hf: {printable(error.filename)}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cv-hf: interrupted.", file=sys.stderr)

@@ -17,16 +17,22 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO, cast
 
 # Access tokens of the Hub, and who logs in within an address.
 _SECRET = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}|(?<=://)[^/\s@]+(?=@)")
 
 
 class CvHfError(Exception):
-    """Base of all errors raised for a user to read; `str(error)` is the whole message."""
+    """Base of all errors raised for a user to read; `str(error)` is the whole message, made printable."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class RecipeError(CvHfError):
@@ -82,18 +88,21 @@ def causes(error: BaseException) -> list[BaseException]:
 def printable(value: object) -> str:
     """Text as it can go to a terminal or a log: one line, where names of files and labels cannot do any harm.
 
-    What would move the cursor, colour the terminal, turn the line around or end it is written as its escape; a token of
-    the Hub is left out.
+    What would move the cursor, colour the terminal, turn the line around or end it is written as its escape, as JSON
+    does; a token of the Hub is left out.
     """
     text = redacted(str(value))
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def printable_lines(value: object) -> str:
     """As `printable`, of a message whose own line ends stay."""
     return "\n".join(map(printable, str(value).split("\n")))
+
+
+def _escape(letter: str) -> str:
+    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return short.get(letter) or (f"\\u{ord(letter):04x}" if letter <= "\uffff" else f"\\U{ord(letter):08x}")
 
 
 def redacted(text: str) -> str:
@@ -102,3 +111,23 @@ def redacted(text: str) -> str:
     if len(token) > 4:
         text = text.replace(token, "***")
     return _SECRET.sub("***", text) if "_" in text or "@" in text else text
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """Print nothing to standard output but what `printable_lines` lets through, whoever prints."""
+    with redirect_stdout(cast("TextIO", _Printable(sys.stdout))):
+        yield
+
+
+class _Printable:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        shown = printable_lines(text)
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        return self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
