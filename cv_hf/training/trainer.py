@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -474,61 +474,12 @@ class LogFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hold what was logged up to here, which a checkpoint knows; what was logged beyond it is done again."""
         if state.is_world_process_zero:
-            lines = [json.dumps({"step": entry["step"], **entry}) + "\n" for entry in state.log_history]
-            write_text(self.path, "".join(lines))
+            write_text(self.path, "".join(_line(entry["step"], entry) for entry in state.log_history))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
-
-
-class Progress(TrainerCallback):
-    """A bar on a terminal, a line per log elsewhere; evaluations are always a line of their own.
-
-    Args:
-        metrics: what is printed of an evaluation; the rest is in log.jsonl.
-        samples_per_step: the global batch size.
-        disable: print nothing.
-    """
-
-    def __init__(self, metrics: Iterable[str], samples_per_step: int, disable: bool):
-        self.metrics = list(metrics)
-        self.samples_per_step = samples_per_step
-        self.disable = disable
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm import tqdm
-
-        self.start, self.first = time.monotonic(), state.global_step
-        if state.is_world_process_zero and not self.disable:
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="training", disable=None, dynamic_ncols=True
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        logs = logs or {}
-        if self.bar is None:
-            return
-        scores = [f"{name} {logs[f'eval_{name}']:.4f}" for name in self.metrics if f"eval_{name}" in logs]
-        if "loss" in logs:
-            speed = (state.global_step - self.first) * self.samples_per_step / (time.monotonic() - self.start)
-            text = f"loss {logs['loss']:.4f}, {speed:.0f} images/s"
-            self.bar.set_postfix_str(text)
-            if self.bar.disable:
-                print(f"step {state.global_step}/{state.max_steps}: {text}", flush=True)
-        elif scores:
-            self.bar.clear()
-            print(f"epoch {state.epoch:.3g}: {', '.join(scores)}", flush=True)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
+                file.write(_line(state.global_step, logs or {}))
 
 
 def checked(batch: dict[str, Any]) -> dict[str, Any]:
@@ -563,6 +514,11 @@ def takes_mask(model: torch.nn.Module) -> bool:
     """Whether a model is told which pixels of a batch are padding, and heeds it."""
     known = "pixel_mask" in inspect.signature(model.forward).parameters
     return known and getattr(model.config, "model_type", None) not in _MASK_UNHEEDED
+
+
+def _line(step: int, logs: Mapping[str, Any]) -> str:
+    # Sorted, as a checkpoint keeps them.
+    return json.dumps({"step": step, **dict(sorted(logs.items()))}) + "\n"
 
 
 def _size(batch: dict[str, Any]) -> int:
