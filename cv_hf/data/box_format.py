@@ -81,7 +81,15 @@ def prove(boxes: np.ndarray, sizes: np.ndarray) -> Proof:
     return Proof(best if proved else None, number, kept)
 
 
-def uncertain(proof: Proof, names: Sequence[str], boxes: np.ndarray, sizes: np.ndarray) -> DataError:
+class AmbiguousBoxFormat(DataError):
+    """Boxes whose format is not proved; `name` is that of the box shown."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+def uncertain(proof: Proof, names: Sequence[str], boxes: np.ndarray, sizes: np.ndarray) -> AmbiguousBoxFormat:
     """The error for boxes whose format is not proved, with one box as an example.
 
     Args:
@@ -98,7 +106,8 @@ def uncertain(proof: Proof, names: Sequence[str], boxes: np.ndarray, sizes: np.n
         spans.append(f"as {name} from ({left:g}, {top:g}) to ({right:g}, {bottom:g})")
     counts = ", ".join(f"{name} keeps {proof.kept[name]}" for name in shown)
     example = ", ".join(f"{value:g}" for value in boxes[0].tolist())
-    return DataError(
+    return AmbiguousBoxFormat(
         f"the format of the boxes is not certain: of {len(boxes)} boxes {counts} inside their images.\n"
-        f"Set data.box_format; {names[0]}, [{example}] of {width:g}x{height:g} pixels, is {', '.join(spans)}."
+        f"Set data.box_format; {names[0]}, [{example}] of {width:g}x{height:g} pixels, is {', '.join(spans)}.",
+        names[0],
     )

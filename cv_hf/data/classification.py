@@ -115,6 +115,25 @@ def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
     return dataset.remove_columns(column).add_column(column, array, feature=new_feature)
 
 
+def unknown(dataset: datasets.Dataset, labels: LabelMap) -> dict[int, str]:
+    """The rows of a canonical split with a label that is not in the map, and that label."""
+    column = _label_column({"": dataset})
+    feature = dataset.features[column]
+    strange = set()
+    for value in _distinct(dataset, column, labels.ignore_index):
+        try:
+            labels.encode(value)
+        except DataError:
+            strange.add(value)
+    found = {}
+    for row, value in enumerate(_values(dataset, column) if strange else ()):
+        each = [value] if column == "label" else value or []
+        first = [one for one in each if _plain(one, _element(feature)) in strange]
+        if first:
+            found[row] = repr(_shown(_plain(first[0], _element(feature)), feature))
+    return found
+
+
 def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
     """The class name of each sample of an encoded split, or None throughout if samples have several labels."""
     if "labels" in dataset.column_names:

@@ -269,12 +269,12 @@ def _read_split(
     owners, boxes, categories, areas, crowds = [], [], [], [], []
     masks: list[rle.Rle] | None = [] if segmentation else None
     for position, annotation in enumerate(content["annotations"]):
-        box, reason = _box(annotation, known, segmentation)
+        box, code, reason = _box(annotation, known, segmentation)
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         image_id = image_id if is_id(image_id) else None
         if reason or image_id not in found:
-            code = "unreadable-annotation" if reason else "orphan-annotation"
-            reason = reason or f"image_id is {image_id!r}"
+            if not reason:
+                code, reason = "orphan-annotation", f"image_id is {image_id!r}"
             findings.drop(code, place_of(name, annotation, position), reason, on_bad_sample)
         elif image_id in rows:
             if masks is not None:
@@ -439,24 +439,29 @@ def image_folders(file: Path, split: str, root: Path, base: Path | None) -> Iter
 
 def _box(
     annotation: Any, categories: set[int | str], segmentation: bool = False
-) -> tuple[tuple[float, ...] | None, str]:
-    """The box of an annotation, absolute xywh, and why there is none; with `segmentation` it may wait for the mask."""
+) -> tuple[tuple[float, ...] | None, str, str]:
+    """The box of an annotation, absolute xywh; or the code of a finding and why, where it cannot be used.
+
+    With `segmentation` a box may be absent, as the mask has one.
+    """
+    bad = "unreadable-annotation"
     if not isinstance(annotation, dict):
-        return None, "it is no object"
+        return None, bad, "it is no object"
     if not is_id(annotation.get("category_id")):
-        return None, "it has no category_id"
+        return None, bad, "it has no category_id"
     if categories and annotation["category_id"] not in categories:
-        return None, f"category_id {annotation['category_id']!r} is not among the categories"
+        return None, "box-unknown-label", f"category_id {annotation['category_id']!r} is not among the categories"
     box = annotation.get("bbox")
     if not box:
-        return (None, "") if segmentation else _around(annotation.get("segmentation"))
+        around, reason = (None, "") if segmentation else _around(annotation.get("segmentation"))
+        return around, bad, reason
     try:
         if not isinstance(box, list):
             raise TypeError
         x, y, width, height = map(float, box)
     except (TypeError, ValueError, OverflowError):
-        return None, f"bbox is {short(box)}, not four numbers"
-    return (x, y, width, height), ""
+        return None, bad, f"bbox is {short(box)}, not four numbers"
+    return (x, y, width, height), "", ""
 
 
 def _around(segmentation: Any) -> tuple[tuple[float, ...] | None, str]:

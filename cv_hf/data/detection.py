@@ -64,6 +64,8 @@ _EDGES = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max")
 _OWN_FORMATS = {"voc": "xyxy", "yolo": "cxcywh_norm"}
 # Rounding of an annotation. A box that leaves its image by less stays as it is, by more it is clipped.
 _ROUNDING = 0.5
+# So many times as wide or high as its image no box is one: cut at the border, it would be the whole image.
+_HUGE = 10
 _IMAGES_TRIED = 1000
 _HEADERS_AT_ONCE = 256
 # With fewer boxes, losing most of them is no sign of a wrong box_format.
@@ -263,14 +265,16 @@ def fit(
     ):
         return row, []
     boxes = np.array(objects["bbox"], np.float64)
-    clipped, outside, cut = _clip(boxes, np.array([size] * len(boxes), np.float64))
+    sizes = np.array([size] * len(boxes), np.float64)
+    clipped, outside, cut = _clip(boxes, sizes)
+    huge = _huge(boxes, sizes)
     areas = np.where(cut, np.minimum(objects["area"], clipped[:, 2] * clipped[:, 3]), objects["area"])
     found = []
-    for code, places in (("box-outside", outside), ("box-clipped", cut)):
+    for code, places in (("box-huge", huge), ("box-outside", outside & ~huge), ("box-clipped", cut & ~huge)):
         for number in np.flatnonzero(places).tolist():
             found.append((code, f"{row['file']} box {number}", "xywh " + _shown(objects["bbox"][number], size)))
     values = {**objects, "bbox": clipped.tolist(), "area": areas.tolist()}
-    kept = np.flatnonzero(~outside).tolist()
+    kept = np.flatnonzero(~outside & ~huge).tolist()
     return {**row, "objects": {name: [value[place] for place in kept] for name, value in values.items()}}, found
 
 
@@ -685,6 +689,7 @@ def _clean_split(
     lose("box-inverted", (boxes[:, 2:] < 0).any(axis=1))
     lose("box-zero-area", (boxes[:, 2:] == 0).any(axis=1))
     clipped, outside, cut = _clip(boxes, sizes)
+    lose("box-huge", _huge(boxes, sizes))
     lose("box-outside", outside)
     if whole >= _ENOUGH and 2 * kept.sum() < whole:
         raise DataError(
@@ -870,6 +875,12 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray,
         outside = leaves & (rest < 0.999 * np.minimum(boxes[:, 2:], _ROUNDING)).any(axis=1)
     cut = leaves & ~outside
     return np.where(cut[:, None], np.concatenate([start, rest], axis=1), boxes), outside, cut
+
+
+def _huge(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which absolute xywh boxes are many times as wide or high as their images."""
+    with np.errstate(invalid="ignore"):
+        return (boxes[:, 2:] > _HUGE * sizes[:, ::-1]).any(axis=1)
 
 
 def _shown(box: Sequence[float], size: Sequence[float]) -> str:

@@ -74,6 +74,7 @@ CODES: dict[str, Code] = {
     "box-inverted": Code("error", "dropped", "a box that ends before it begins", _OBJECT_OUT),
     "box-zero-area": Code("error", "dropped", "a box without width or height", _OBJECT_OUT),
     "box-outside": Code("error", "dropped", "a box that lies outside of its image", _OBJECT_OUT),
+    "box-huge": Code("error", "dropped", "a box more than ten times as wide or as high as its image", _OBJECT_OUT),
     "box-without-label": Code("error", "dropped", "a box without a class", _OBJECT_OUT),
     "box-unknown-label": Code("error", "dropped", "a box of a class that is not among the labels", _OBJECT_OUT),
     "orphan-annotation": Code(
@@ -110,7 +111,6 @@ CODES: dict[str, Code] = {
     ),
     "box-clipped": Code("warning", "repaired", "a box that reaches out of its image, cut at the border", _AS_READ),
     "box-duplicate": Code("warning", "noted", "the same box of the same class stands twice in an image", _OBJECT_OUT),
-    "box-huge": Code("warning", "noted", "a box that covers nearly all of its image"),
     "mask-void": Code("warning", "noted", "no pixel of the mask has a class"),
     "sixteen-bit": Code(
         "warning",
@@ -149,6 +149,7 @@ CODES: dict[str, Code] = {
     "cmyk-image": Code("note", "noted", "the image is CMYK, and its colours are converted without its profile"),
     "palette-image": Code("note", "noted", "the image has a palette of at most 256 colours"),
     "alpha-image": Code("note", "noted", "the image has transparency, which is dropped: what it hides is seen"),
+    "box-covers-image": Code("note", "noted", "a box that covers more than 95 % of its image"),
     "near-duplicate": Code("note", "noted", "an image in the same split looks the same"),
     "image-size-outlier": Code(
         "note", "noted", "the image has more than 16 times the pixels of the median image, or less than a 16th"

@@ -138,7 +138,7 @@ def load_split(
     for name in _candidates(names, split, data.id):
         split_rows = task.canonical(source.splits[name], data)
         _refuse_empty(split_rows, name, data, findings)
-        rows = _named({"test": split_rows}, {"test": name}, source.root)
+        rows = named({"test": split_rows}, {"test": name}, source.root)
         known = labels.with_sources_of(task.label_map(rows, data, source.labels))
         form = ""
         if task.clean is not None:
@@ -251,7 +251,7 @@ def clean_rows(
     Raises:
         DataError: there is no label, or a target is bad and on_bad_sample is "stop".
     """
-    rows = _named(rows, chosen, source.root)
+    rows = named(rows, chosen, source.root)
     labels = task.label_map(rows, data, source.labels)
     if not len(labels):
         raise DataError(f"{data.id}: no sample has a label.")
@@ -282,7 +282,7 @@ def _candidates(names: Sequence[str], split: str | None, id: str) -> list[str]:
     return found or list(names)
 
 
-def _named(
+def named(
     rows: Mapping[str, datasets.Dataset], chosen: Mapping[str, str], root: Path | None
 ) -> dict[str, datasets.Dataset]:
     """Add the column `file`: the image's path in the dataset, or "train[12]" where it has none of its own."""

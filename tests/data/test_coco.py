@@ -186,7 +186,8 @@ def test_each_fault_loses_itself_alone(tmp_path):
     assert {code: findings.count(code) for code in findings} == {
         "missing-image": 1,
         "path-outside": 2,
-        "unreadable-annotation": 7,
+        "unreadable-annotation": 6,
+        "box-unknown-label": 1,
         "orphan-annotation": 1,
     }
     assert findings.to_dict()["orphan-annotation"]["files"] == ["train.json: annotation 24"]
