@@ -304,7 +304,27 @@ def _training_argument_types() -> dict[str, TypeAdapter]:
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {None}
 
 
-class _PlainLoader(yaml.SafeLoader):
+class BoundedComposer:
+    """What keeps a YAML loader from taking a machine's memory or an hour: before it in the list of base classes.
+
+    A value that an alias repeats must be a scalar: a few lines of aliases of aliases can expand to gigabytes.
+    """
+
+    most_values = 100_000
+    _values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        self._values += 1
+        if self._values > self.most_values:
+            raise yaml.composer.ComposerError(None, None, f"more than {self.most_values} values", event.start_mark)
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.events.AliasEvent) and not isinstance(node, yaml.ScalarNode):
+            raise yaml.composer.ComposerError(None, None, "an alias (*name) of a list or mapping", event.start_mark)
+        return node
+
+
+class _PlainLoader(BoundedComposer, yaml.SafeLoader):
     """YAML of values only: no aliases (a few lines of them can expand to gigabytes), repeated keys, dates or bytes."""
 
     yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag in _PLAIN}

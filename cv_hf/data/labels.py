@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from cv_hf.config import BoundedComposer
 from cv_hf.errors import DataError, did_you_mean
 
 Source = int | str | bool
@@ -278,12 +279,16 @@ def _as(kind: type, source: int | str) -> Source:
         raise DataError(f"data.labels: {source!r} is not a number, as the labels of the data are.") from None
 
 
+class _Loader(BoundedComposer, yaml.SafeLoader):
+    pass
+
+
 def _read(name: str, folder: Path | None) -> list[str] | dict[int | str, str]:
     text, suffix = _text(name, folder), Path(name).suffix.lower()
     if suffix not in (".json", ".yaml", ".yml"):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
-        values = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+        values = json.loads(text) if suffix == ".json" else yaml.load(text, Loader=_Loader)
     except (ValueError, yaml.YAMLError, RecursionError):
         raise DataError(f"data.labels: {name} is not valid {suffix[1:].upper()}.") from None
     if not isinstance(values, (list, dict)) or not values:

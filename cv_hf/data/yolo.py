@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from cv_hf.boxes import cxcywh_norm_to_xywh
+from cv_hf.config import BoundedComposer
 from cv_hf.data.annotations import (
     IMAGE_FOLDERS,
     files_below,
@@ -165,10 +166,13 @@ def is_whole(path: Path) -> bool:
     return "names" in config and any(isinstance(key, str) and role_of(key) for key in config)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class _TextLoader(BoundedComposer, yaml.BaseLoader):
     """Every scalar as the text that it is: a class called `no` or `1.0` keeps its name."""
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+        config = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_TextLoader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError, TypeError) as error:
         raise DataError(f"{path}: not valid YAML ({str(error).splitlines()[0][:100]}).") from None
     if config in (None, ""):
