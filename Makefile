@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-detection demo-segmentation test test-all check bench clean
+.PHONY: help setup demo demo-detection demo-segmentation test test-all check bench soak clean
 
 help:
 	@echo "make setup     virtual environment $(VENV) with cv_hf and all it needs (Python >= 3.10 and pip)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all  the same and the slow proofs"
 	@echo "make check     lint and formatting only"
 	@echo "make bench     the numbers in the README, measured on this machine"
+	@echo "make soak      kill training 100 times at random moments, go on, compare bit for bit"
 	@echo "make clean     remove $(VENV) and caches (never runs/)"
 
 setup: $(READY)
@@ -55,6 +56,10 @@ check: $(READY)
 bench: $(READY)
 	@echo "== measuring; this takes a while"
 	$(BIN)/python -m benchmarks
+
+soak: $(READY)
+	@echo "== killing training at random moments; this takes a while"
+	$(BIN)/python -m tests.soak --kills 100
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

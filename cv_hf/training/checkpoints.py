@@ -222,7 +222,8 @@ def check_changes(
             "Start a new run, in another --run-dir."
         )
     for name, (old, new) in changed.items():
-        echo(f"resuming with {name} {_shown(new)} instead of {_shown(old)}: {MAY_CHANGE[name]}")
+        if name != "run_dir":
+            echo(f"resuming with {name} {_shown(new)} instead of {_shown(old)}: {MAY_CHANGE[name]}")
 
 
 def write_text(path: Path, text: str) -> None:
