@@ -28,14 +28,15 @@ def write_photos(folder: Path, counts: Mapping[str, int]) -> Path:
     return folder
 
 
-def write_shapes(folder: Path, counts: Mapping[str, int], *, alike: bool = False) -> Path:
+def write_shapes(folder: Path, counts: Mapping[str, int], *, alike: bool = False, uneven: bool = False) -> Path:
     """Coloured shapes on grey noise with the truth of every kind, `counts` images in each split.
 
     images/SPLIT/0.png; masks/SPLIT/0.png, class ids 0 ground, 1 red, 2 blue; annotations/SPLIT.json, COCO instances of
     red (id 3) and blue (id 11), which overlap; panoptic/SPLIT.json and panoptic/SPLIT/0.png, where the ground is stuff
     (id 20). Images have five aspect ratios; every fourth has no object; one object of the test split is a crowd.
 
-    Where `alike`, each image is 64x64 with one red object in its left half and one blue in its right.
+    Where `alike`, each image is 64x64 with one large red object in its left half and one blue in its right. Where
+    `uneven` as well, every other image lacks the blue one, and the right half of its mask has no class (255).
     """
     rng = np.random.default_rng(0)
     colours, classes = {3: (230, 40, 40), 11: (40, 60, 230)}, {20: 0, 3: 1, 11: 2}
@@ -48,9 +49,11 @@ def write_shapes(folder: Path, counts: Mapping[str, int], *, alike: bool = False
             pixels = rng.integers(90, 160, (height, width, 3), dtype=np.uint8)
             front = np.full((height, width), 1)
             segments = [{"id": 1, "category_id": 20}]
-            for place in range(2 if alike else 0 if number % 4 == 3 else int(rng.integers(1, 4))):
+            some = 0 if number % 4 == 3 else int(rng.integers(1, 4))
+            for place in range(2 - (uneven and number % 2) if alike else some):
                 w, h = rng.integers(14, 28, 2).tolist()
                 if alike:
+                    w, h = rng.integers((24, 40), (32, 60)).tolist()
                     x, y = 32 * place + int(rng.integers(0, 32 - w)), int(rng.integers(0, height - h))
                     category, crowd = (3, 11)[place], 0
                 else:
@@ -71,10 +74,13 @@ def write_shapes(folder: Path, counts: Mapping[str, int], *, alike: bool = False
                 if (area := (front == segment["id"]).sum())
             ]
             semantic = np.select([front == one["id"] for one in info], [classes[one["category_id"]] for one in info])
+            semantic = semantic.astype(np.uint8)
+            if uneven and number % 2:
+                semantic[:, 32:] = 255
             encoded = np.stack([front % 256, front // 256, front // 65536], -1).astype(np.uint8)
             name = f"{number}.png"
             Image.fromarray(pixels).save(folder / "images" / split / name)
-            Image.fromarray(semantic.astype(np.uint8)).save(folder / "masks" / split / name)
+            Image.fromarray(semantic).save(folder / "masks" / split / name)
             Image.fromarray(encoded).save(folder / "panoptic" / split / name)
             images.append({"id": 10 + number, "file_name": name, "width": width, "height": height})
             panoptic.append({"image_id": 10 + number, "file_name": name, "segments_info": info})
