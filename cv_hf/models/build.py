@@ -35,7 +35,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from cv_hf.config import ModelConfig
 from cv_hf.errors import CvHfError, HubError, ModelError, causes, did_you_mean
 from cv_hf.http import asked_to_wait, damaged, limited_client
-from cv_hf.models import detection, oneformer, segmentation
+from cv_hf.models import detection, norms, oneformer, segmentation
 from cv_hf.models.image_size import change_image_size
 from cv_hf.models.neighborhood import enable_dinat
 from cv_hf.models.parts import output_parameters, outside_backbone
@@ -162,6 +162,7 @@ def build_model(model: ModelConfig, auto_class: str | Sequence[str], fields: Map
     elif is_segmenter:
         segmentation.mend(loaded)
     _follow_statistics(loaded)
+    norms.mend(loaded)
     if is_prompted:
         with _readable_errors(model):
             processor = oneformer.prompted(processor, loaded, model.id, things, **source)
