@@ -130,6 +130,7 @@ SEMANTIC_FAMILIES: dict[str, Family] = {
             "hidden_sizes": [16, 16, 16],
             "neck_hidden_sizes": [8, 8, 8, 8, 16, 16, 16],
             "num_attention_heads": 2,
+            "output_stride": 8,
             "aspp_out_channels": 8,
         },
         ("MobileViTImageProcessor", {"size": {"shortest_edge": 36}, "crop_size": _SQUARE}),
