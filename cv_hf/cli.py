@@ -108,10 +108,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_options(verify)
     verify.set_defaults(run=_verify)
 
-    check = commands.add_parser("check", help="report what is wrong in a dataset; exit code 1 if anything is")
+    check = commands.add_parser(
+        "check",
+        help="report what is wrong in a dataset; exit code 1 if anything is lost or false",
+        description="Read a whole dataset and report errors (something is lost, or a score would be false), warnings "
+        "(all is used, though perhaps not as it was meant) and notes. docs/findings.md lists all codes.",
+        epilog="Exit codes: 0 no errors; 1 errors, or with --strict warnings; notes never count; 2 the dataset cannot "
+        "be read at all. They are those of DATA, whether or not --fix wrote a copy.",
+    )
     check.add_argument("data", metavar="DATA")
     check.add_argument("--task", help="the task, where the data does not tell")
+    check.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
     check.add_argument("--json", metavar="FILE", help="write the findings there; - for standard output")
+    check.add_argument("--html", metavar="FILE", help="write a page with pictures of the findings")
+    check.add_argument("--fix", metavar="OUT", help="write a repaired copy there; DATA is never touched")
     _add_data_options(check)
     check.set_defaults(run=_check)
 
@@ -285,25 +295,37 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from cv_hf.config import load_section
-    from cv_hf.data import check
+    from cv_hf.data import check, repair
     from cv_hf.environment import quiet
     from cv_hf.errors import CheckFailed
+    from cv_hf.publish.findings_page import write_findings
     from cv_hf.starter import task_of
 
     quiet()
     data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
     aside = sys.stderr if arguments.json == "-" else sys.stdout
-    task = task_of(data, arguments.task)
-    found = check(data, task, echo=lambda line: print(line, file=aside, flush=True))
-    text = json.dumps(found, indent=2, ensure_ascii=False)
+
+    def echo(line: str) -> None:
+        print(line, file=aside, flush=True)
+
+    if arguments.fix:
+        repair.check_out(arguments.fix, data)
+    diagnosis = check(data, task_of(data, arguments.task), echo=echo)
+    text = json.dumps(diagnosis.to_dict(), indent=2)
     if arguments.json == "-":
         print(text)
     elif arguments.json:
         Path(arguments.json).write_text(text + "\n", encoding="utf-8")
-    if found:
-        count = sum(finding["count"] for finding in found.values())
-        raise CheckFailed(f"{arguments.data}: {count} findings: {', '.join(found)}.")
-    print("nothing found", file=aside)
+    if arguments.html:
+        write_findings(diagnosis, Path(arguments.html))
+        echo(f"wrote {arguments.html}")
+    if arguments.fix:
+        repair.repair(diagnosis, Path(arguments.fix), echo)
+    counts = diagnosis.findings.by_severity()
+    shown = ", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in counts.items() if number)
+    if counts["error"] or (arguments.strict and counts["warning"]):
+        raise CheckFailed(f"{arguments.data}: {shown}.")
+    echo(shown or "nothing found")
 
 
 def _push(arguments: argparse.Namespace) -> None:

@@ -222,8 +222,8 @@ def test_a_damaged_image_in_a_table_costs_itself_alone(hub):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     datasets.Dataset.from_list(table, features=features).to_parquet(content)
     hub.add_repo("tester/one-bad", type="dataset", files={"train.parquet": content.getvalue()})
-    found = check(DataConfig(id="tester/one-bad"), get_task("image-classification"), echo=lambda line: None)
-    (finding,) = found.values()
+    diagnosis = check(DataConfig(id="tester/one-bad"), get_task("image-classification"), echo=lambda line: None)
+    (finding,) = diagnosis.findings.to_dict().values()
     assert [name.split()[-1] for name in finding["files"]] == ["3.png"]
 
 

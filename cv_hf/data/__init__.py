@@ -2,7 +2,7 @@
 
 from cv_hf.data.columns import find_column
 from cv_hf.data.detect import detect_format
-from cv_hf.data.doctor import check, task_shown
+from cv_hf.data.doctor import Diagnosis, check, task_shown
 from cv_hf.data.findings import CODES, NAMES_KEPT, Findings
 from cv_hf.data.images import UnreadableImage, check_images, decode, image_suffixes, read_header
 from cv_hf.data.labels import LabelMap, from_class_names
@@ -12,6 +12,7 @@ from cv_hf.data.source import Source
 __all__ = [
     "CODES",
     "NAMES_KEPT",
+    "Diagnosis",
     "Findings",
     "LabelMap",
     "Source",

@@ -1,6 +1,7 @@
-"""Canonical detection splits and predictions written in other formats, and read back the same by the readers here.
+"""Canonical splits and predictions written in other formats, and read back the same by the readers here.
 
-Files are written below a folder that is given; images are copied as they are.
+Files are written below a folder that is given; images are copied as they are, but get the suffix of their format, and
+16-bit grey and floating point become 8 bits as they are read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import yaml
 from cv_hf.boxes import xywh_to_cxcywh_norm, xywh_to_xyxy, xyxy_to_xywh
 from cv_hf.data.annotations import upright_size
 from cv_hf.data.detection import coco_ids
+from cv_hf.data.imagefolder import is_hidden
+from cv_hf.data.images import decode, image_formats
 from cv_hf.data.labels import LabelMap
 from cv_hf.data.splits import role_of
 from cv_hf.errors import DataError
@@ -208,6 +211,110 @@ def write_voc(splits: Mapping[str, datasets.Dataset], labels: LabelMap, folder: 
     return left_out
 
 
+def write_imagefolder(splits: Mapping[str, datasets.Dataset], labels: LabelMap, folder: str | Path) -> None:
+    """Write SPLIT/CLASS/image; or SPLIT/image and SPLIT/metadata.jsonl, where an image may have several labels, or a
+    name cannot be that of a folder.
+
+    Args:
+        splits: columns `image` and `label` or `labels`, contiguous ids, none of them null.
+        labels: of the splits.
+        folder: where they are written.
+    """
+    folder = Path(folder)
+    as_folders = not any(is_hidden(name) or re.search(r"[/\\\x00]", name) or not name.strip() for name in labels.names)
+    for name, split in splits.items():
+        names = _file_names(split, set())
+        single = "label" in split.column_names
+        lines = []
+        for file, row in zip(names, split, strict=True):
+            if single and as_folders:
+                _copy_image(row["image"], folder / name / labels.names[row["label"]] / file)
+                continue
+            _copy_image(row["image"], folder / name / file)
+            label = labels.names[row["label"]] if single else [labels.names[index] for index in row["labels"]]
+            lines.append(json.dumps({"file_name": file, "label" if single else "labels": label}, ensure_ascii=False))
+        if lines:
+            (folder / name / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for label in labels.names if as_folders and single else ():
+            # A class without images keeps its place.
+            (folder / name / label).mkdir(parents=True, exist_ok=True)
+
+
+def write_masks(
+    splits: Mapping[str, datasets.Dataset],
+    masks: Callable[[Mapping[str, Any]], np.ndarray],
+    labels: LabelMap,
+    folder: str | Path,
+) -> None:
+    """Write images/SPLIT, masks/SPLIT of contiguous ids, 255 where no class is, and id2label.json.
+
+    Args:
+        splits: column `image`, and what `masks` takes.
+        masks: (row) -> (H, W), 0 where no class is, else the contiguous id + 1.
+        labels: of the splits.
+        folder: where they are written.
+
+    Raises:
+        DataError: more classes than a mask of 8 bits has values.
+    """
+    if len(labels) > 255:
+        raise DataError(f"masks of {len(labels)} classes cannot be written with 8 bits.")
+    folder = Path(folder)
+    for name, split in splits.items():
+        names = _file_names(split, set())
+        (folder / "masks" / name).mkdir(parents=True, exist_ok=True)
+        for file, row in zip(names, split, strict=True):
+            _copy_image(row["image"], folder / "images" / name / file)
+            values = (masks(row).astype(np.int64) - 1) % 256
+            PIL.Image.fromarray(values.astype(np.uint8)).save(folder / "masks" / name / f"{Path(file).stem}.png")
+    text = json.dumps(labels.id2label, ensure_ascii=False, indent=2)
+    (folder / "id2label.json").write_text(text + "\n", encoding="utf-8")
+
+
+def write_panoptic(
+    splits: Mapping[str, datasets.Dataset],
+    segments: Callable[[Mapping[str, Any]], tuple[np.ndarray, Mapping[str, np.ndarray]]],
+    labels: LabelMap,
+    folder: str | Path,
+) -> None:
+    """Write COCO panoptic: images/SPLIT, panoptic/SPLIT.json and panoptic/SPLIT of PNG files.
+
+    Args:
+        splits: column `image`, and what `segments` takes.
+        segments: (row) -> map (H, W) of the numbers of segments from 1, 0 being void; and {category, iscrowd, area} of
+            each of them.
+        labels: of the splits; says which classes are things.
+        folder: where they are written.
+    """
+    folder, ids = Path(folder), coco_ids(labels)
+    categories = [
+        {"id": source, "name": name, "isthing": int(name in (labels.things or ()))}
+        for source, name in zip(ids, labels.names, strict=True)
+    ]
+    for name, split in splits.items():
+        names = _file_names(split, set())
+        (folder / "panoptic" / name).mkdir(parents=True, exist_ok=True)
+        images, annotations = [], []
+        for number, (file, row) in enumerate(zip(names, split, strict=True), 1):
+            _copy_image(row["image"], folder / "images" / name / file)
+            numbers, found = segments(row)
+            png = f"{Path(file).stem}.png"
+            channels = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], -1).astype(np.uint8)
+            PIL.Image.fromarray(channels).save(folder / "panoptic" / name / png)
+            height, width = numbers.shape
+            images.append({"id": number, "file_name": file, "width": width, "height": height})
+            info = [
+                {"id": place, "category_id": ids[category], "area": int(area), "iscrowd": int(crowd)}
+                for place, (category, area, crowd) in enumerate(
+                    zip(found["category"], found["area"], found["iscrowd"], strict=True), 1
+                )
+            ]
+            annotations.append({"image_id": number, "file_name": png, "segments_info": info})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        text = json.dumps(content, ensure_ascii=False)
+        (folder / "panoptic" / f"{name}.json").write_text(text, encoding="utf-8")
+
+
 def _ordinary(objects: Mapping[str, Any]) -> tuple[list[list[float]], list[int]]:
     """Boxes and categories, crowd regions left out."""
     kept = [index for index, crowd in enumerate(objects["iscrowd"]) if not crowd]
@@ -220,28 +327,55 @@ def _digits(value: float) -> str:
 
 
 def _file_names(split: datasets.Dataset, taken: set[str]) -> list[str]:
-    """A file name for each image, its own where no other has it; different without suffix and case of letters too."""
+    """A file name for each image, its own where no other has it; different without suffix and case of letters too.
+
+    The suffix is that of its format, or of the PNG that it is converted to.
+    """
     names = []
     for index, image in enumerate(split["image"]):
-        own = Path(image["path"] or f"image.{_format(image)}")
+        own = Path(image["path"] or "image")
         stem, number = own.stem, index
         while stem.lower() in taken:
             stem, number = f"{own.stem}_{number}", number + 1
         taken.add(stem.lower())
-        names.append(f"{stem}{own.suffix}")
+        names.append(f"{stem}{_suffix(image, own.suffix)}")
     return names
 
 
-def _format(image: Mapping[str, Any]) -> str:
+def _suffix(image: Mapping[str, Any], own: str) -> str:
+    mode, format_ = _kind(image)
+    if _is_converted(mode):
+        return ".png"
+    known = PIL.Image.registered_extensions()
+    # Phones name MPO files .jpg, and MPO begins as a JPEG does.
+    if known.get(own.lower()) in (format_, "JPEG" if format_ == "MPO" else format_):
+        return own
+    return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(format_, f".{format_.lower()}")
+
+
+def _is_converted(mode: str) -> bool:
+    return mode == "F" or mode.startswith("I")
+
+
+def _kind(image: Mapping[str, Any]) -> tuple[str, str]:
+    """The mode and the format of an image."""
     upright_size(image)  # names what cannot be read
-    with PIL.Image.open(io.BytesIO(image["bytes"])) as opened:
-        return opened.format.lower()
+    content = image["bytes"]
+    with PIL.Image.open(image["path"] if content is None else io.BytesIO(content), formats=image_formats()) as opened:
+        return opened.mode, opened.format
 
 
 def _copy_images(split: datasets.Dataset, names: Sequence[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for image, name in zip(split["image"], names, strict=True):
-        if image["bytes"] is not None:
-            (folder / name).write_bytes(image["bytes"])
-        else:
-            shutil.copyfile(image["path"], folder / name)
+        _copy_image(image, folder / name)
+
+
+def _copy_image(image: Mapping[str, Any], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if _is_converted(_kind(image)[0]):
+        decode(image)[0].save(target)
+    elif image["bytes"] is not None:
+        target.write_bytes(image["bytes"])
+    else:
+        shutil.copyfile(image["path"], target)

@@ -243,13 +243,18 @@ class Findings:
         """One line per code, for the terminal; "" when nothing was found."""
         lines = []
         for code in self:
-            names = list(self._reasons[code])
+            names = list(map(_printable, self._reasons[code]))
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             known = CODES[code]
             effect = "" if known.effect == "noted" else f" ({known.effect})"
             shown = ", ".join(names[:3])
             lines.append(f"{known.severity}: {len(names)} {code}{effect}: {known.meaning}: {shown}{more}")
         return "\n".join(lines)
+
+
+def _printable(name: str) -> str:
+    """A name as it can stand in one line of a terminal, without what would move the cursor."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def table() -> str:

@@ -191,6 +191,16 @@ def fit(
     return {**row, "mask": np.repeat(numbers[places], lengths).reshape(ids.shape), "segments": found}, findings
 
 
+def unlisted_pixels(row: Mapping[str, Any]) -> np.ndarray:
+    """The pixels (height, width), bool, of segments that a row does not list.
+
+    Raises:
+        UnreadableImage: the mask cannot be read.
+    """
+    known = np.array([*(segment["id"] for segment in row["segments_info"]), 0], np.int64)
+    return ~np.isin(_decode(row["mask"], row["file"], known), known)
+
+
 def _decode(mask: Mapping[str, Any], name: str, listed_ids: np.ndarray) -> np.ndarray:
     """The segment ids (height, width) of a mask's picture."""
     image = decode_mask(mask, name)

@@ -205,6 +205,17 @@ def fit(
     return {**row, "mask": mask}, [("mask-unknown-value", name, lookup.shown(values[lost]))]
 
 
+def unknown_pixels(row: Mapping[str, Any], labels: LabelMap) -> np.ndarray:
+    """The pixels (height, width), bool, of a row's mask whose value is neither a label nor ignored.
+
+    Raises:
+        UnreadableImage: the mask cannot be read.
+    """
+    lookup = _lookup(labels)
+    values = _values(decode_mask(row["mask"], row["file"]), lookup.coloured, lookup.one, row["file"])
+    return lookup(values) == lookup.unknown
+
+
 @dataclass(frozen=True)
 class _Lookup:
     """Values of pixels -> contiguous ids + 1, and the ignored value -> 0.
