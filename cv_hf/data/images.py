@@ -95,6 +95,7 @@ def decode(
                 upright, codes = _from_float(upright, name)
             elif upright.mode == "P":
                 # convert("RGB") drops transparency of a palette as well, but warns of it.
+                upright = upright.copy()
                 upright.info.pop("transparency", None)
             # What was opened here need not be copied.
             own = upright.mode == "RGB" and upright is not source

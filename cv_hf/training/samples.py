@@ -104,12 +104,16 @@ class TrainSamples(Dataset):
             return {"findings": findings}
         epoch, index, *spare = key
         key = epoch, index
+        # Boxes and masks refer to the pixels of the whole image.
+        reduction = self.augment.reduction if self.fit is None and self.augment.moved is None else None
         for offset in range(min(len(self), _SUBSTITUTES)):
-            image, row, found = _decoded(self.dataset[(index + offset) % len(self)], self.fit, self.labels)
+            row = self.dataset[(index + offset) % len(self)]
+            image, row, found = _decoded(row, self.fit, self.labels, reduction)
             findings += found
             if image is not None:
                 try:
-                    sample = self.train_sample(np.array(image), row, _Keyed(self.augment, key))
+                    augment = _Keyed(self.augment, key, image.info.get("whole"))
+                    sample = self.train_sample(np.array(image), row, augment)
                 except CvHfError as error:
                     # Raised in a worker, it would reach the user inside a traceback.
                     return {"findings": findings, "error": type(error)(f"{row['file']}: {error}")}
@@ -254,21 +258,25 @@ def collate_eval(items: Sequence[Mapping[str, Any]]) -> tuple[list[EvalGroup], l
 
 
 class _Keyed:
-    """An Augment bound to one sample's key, so that tasks cannot forget it."""
+    """An Augment bound to one sample's key and whole size, so that tasks cannot forget them."""
 
-    def __init__(self, augment: Augment, key: tuple[int, int]):
+    def __init__(self, augment: Augment, key: tuple[int, int], whole: tuple[int, int] | None):
         self.augment = augment
         self.key = key
+        self.whole = whole
 
     def __call__(self, image: np.ndarray, **targets: Any) -> dict[str, Any]:
-        return self.augment(self.key, image, **targets)
+        return self.augment(self.key, image, whole=self.whole, **targets)
 
 
 def _decoded(
-    row: Mapping[str, Any], fit: Fit | None, labels: LabelMap | None
+    row: Mapping[str, Any],
+    fit: Fit | None,
+    labels: LabelMap | None,
+    reduction: Callable[[tuple[int, int]], int] | None = None,
 ) -> tuple[Any, Mapping[str, Any], list[tuple[str, str, str]]]:
     try:
-        image, codes = decode(row["image"])
+        image, codes = decode(row["image"], reduction=reduction)
     except UnreadableImage as error:
         return None, row, [(error.code, row["file"], error.reason)]
     findings = [(code, row["file"], "") for code in codes]

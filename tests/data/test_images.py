@@ -331,6 +331,33 @@ def test_a_callers_image_stays_open_and_unchanged(tmp_path):
 NOISE = PIL.Image.fromarray(np.random.RandomState(2).randint(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_may_be_read_smaller(mode, orientation, tmp_path):
+    picture = PIL.Image.effect_mandelbrot((240, 161), (-2, -1.5, 1, 1.5), 100).convert("RGB").convert(mode)
+    picture.save(tmp_path / "a.jpg", quality=95, exif=exif(orientation))
+    whole, _ = decode(tmp_path / "a.jpg")
+    asked = []
+
+    def reduction(size):
+        asked.append(size)
+        return 4
+
+    smaller, _ = decode(tmp_path / "a.jpg", reduction=reduction)
+    assert {(161, 240), (240, 161)} == set(asked)  # whichever way up it is
+    assert smaller.mode == "RGB"
+    assert smaller.size == ((60, 41) if orientation == 1 else (41, 60))
+    assert smaller.info["whole"] == whole.size[::-1]
+    expected = np.asarray(whole.resize(smaller.size, PIL.Image.Resampling.BOX)).astype(int)
+    assert np.abs(np.asarray(smaller).astype(int) - expected).mean() < 4
+    assert "whole" not in whole.info
+
+
+def test_other_formats_are_read_as_large_as_they_are(tmp_path):
+    PIL.Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", reduction=lambda size: 4)[0].size == (64, 48)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif"])
 def test_truncated_files_are_refused_by_name(suffix, tmp_path):
     path = tmp_path / f"cut.{suffix}"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 
 import numpy as np
+import PIL.Image
 import pytest
 from torch.utils.data import DataLoader
 
 from cv_hf.config import DataConfig
-from cv_hf.data import load_splits
+from cv_hf.data import decode, load_splits
 from cv_hf.errors import RecipeError
 from cv_hf.tasks import get_task
 from cv_hf.training.samples import EpochSampler, TrainSamples
 from cv_hf.transforms import build_augment
+from cv_hf.transforms.augment import shrink
 
 TASK = get_task("image-classification")
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
@@ -106,3 +109,78 @@ def test_what_albumentations_does_not_have_is_refused(names, says):
     with pytest.raises(RecipeError, match=says) as error:
         build_augment(names, (24, 40), seed=0)
     assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("size", [(24, 40), (50, 70), (90, 61), (7, 130)])
+@pytest.mark.parametrize("part", [np.s_[:, :], np.s_[3:45, 9:66]])
+def test_images_are_shrunk_as_pillow_does(size, part):
+    expected = PIL.Image.fromarray(np.ascontiguousarray(IMAGE[part])).resize(size[::-1], PIL.Image.Resampling.BILINEAR)
+    shrunk = shrink(IMAGE[part], size)
+    assert shrunk.dtype == np.uint8
+    assert shrunk.flags.c_contiguous
+    assert np.abs(shrunk.astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "entry", [{"RandomResizedCrop": {}}, {"RandomSizedCrop": {"min_max_height": [30, 40]}}, {"Resize": {}}]
+)
+def test_operations_that_set_the_size_average_over_all_pixels(entry):
+    # A checkerboard: any interpolation between few of its pixels would show black and white.
+    board = np.repeat((np.indices((60, 60)).sum(0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=2)
+    name, arguments = next(iter(entry.items()))
+    for number in range(5):
+        shrunk = build_augment([entry], (6, 6), seed=0)((0, number), board)["image"]
+        assert np.abs(shrunk.astype(int) - 127).max() < 40
+    plain = build_augment([{name: {**arguments, "interpolation": 0}}], (6, 6), seed=0)((0, 0), board)["image"]
+    assert set(np.unique(plain)) <= {0, 255}
+    assert pickle.loads(pickle.dumps(build_augment([entry], (6, 6), seed=0))).size == (6, 6)
+
+
+def test_masks_keep_their_numbers_where_images_are_averaged():
+    mask = np.kron(np.arange(4).reshape(2, 2), np.ones((25, 35))).astype(np.uint8)[..., None]
+    augment = build_augment(["RandomResizedCrop"], (24, 40), seed=0, moved="mask")
+    for number in range(5):
+        moved = augment((0, number), IMAGE, mask=mask)
+        assert set(np.unique(moved["mask"])) <= set(range(4))
+        assert moved["mask"].shape[:2] == (24, 40)
+
+
+@pytest.mark.parametrize(
+    ("names", "size", "times"),
+    [
+        ([{"RandomResizedCrop": {"scale": [0.35, 1.0]}}, "HorizontalFlip"], (375, 500), 4),
+        ([{"RandomResizedCrop": {"scale": [0.35, 1.0]}}], (3000, 4000), 8),
+        ([{"RandomResizedCrop": {"scale": [0.35, 1.0]}}], (100, 2000), 2),  # the widest part of it is 133 x 100
+        ([{"RandomResizedCrop": {}}], (375, 500), 2),
+        (["Resize"], (375, 500), 4),
+        (["HorizontalFlip", "RandomResizedCrop"], (375, 500), 1),  # a flip would do no harm, a blur would
+        (["RandomCrop"], (375, 500), 1),
+        ([], (375, 500), 1),
+    ],
+)
+def test_how_small_an_image_may_be_read(names, size, times):
+    augment = build_augment(names, (48, 48), seed=0)
+    assert augment.reduction(size) == times
+    # The smallest part of very many, by albumentations itself.
+    if names and names[0] != "Resize" and times > 1:
+        crop = augment._compose.transforms[0]
+        parts = [crop.get_params_dependent_on_data({"shape": (*size, 3)}, {})["crop_coords"] for _ in range(3000)]
+        least = min(min(bottom - top, right - left) for left, top, right, bottom in parts)
+        assert least >= 48 * times - 1
+
+
+@pytest.mark.parametrize("size", [96, 48])
+def test_an_image_that_is_read_smaller_looks_the_same(tmp_path, size):
+    smooth = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    PIL.Image.fromarray(smooth).resize((500, 375), PIL.Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=90)
+    augment = build_augment([{"RandomResizedCrop": {"scale": [0.35, 1.0]}}, "HorizontalFlip"], (size, size), seed=0)
+    whole, _ = decode(tmp_path / "a.jpg")
+    smaller, _ = decode(tmp_path / "a.jpg", reduction=augment.reduction)
+    assert smaller.size == ((250, 188) if size == 96 else (125, 94))
+    assert smaller.info["whole"] == (375, 500)
+    for number in range(20):
+        one = augment((0, number), np.array(whole))["image"].astype(int)
+        other = augment((0, number), np.array(smaller), whole=smaller.info["whole"])["image"].astype(int)
+        another = augment((1, number), np.array(whole))["image"].astype(int)
+        # Cut at the nearest of the larger pixels, half a pixel of the result away at most; not somewhere else.
+        assert np.abs(one - other).mean() < 0.1 * np.abs(one - another).mean()
