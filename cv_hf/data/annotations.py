@@ -19,7 +19,7 @@ from cv_hf.data import rle
 from cv_hf.data.findings import Findings
 from cv_hf.data.imagefolder import is_hidden
 from cv_hf.data.images import UnreadableImage, image_formats, read_header, relative_name
-from cv_hf.data.paths import Inside
+from cv_hf.data.paths import Inside, check_name
 from cv_hf.errors import DataError
 
 ANNOTATION_FOLDERS = ("annotations", "annots", "annotation", "annot")
@@ -164,14 +164,15 @@ def _below(
             if entry.is_symlink() and not inside.holds(entry.path):
                 name = relative_name(entry.path, root)
                 findings.drop("path-outside", name, "the link leads out of the dataset's folder", on_bad_sample)
-            else:
+            elif entry.is_file() or not os.path.exists(entry.path):  # to open a pipe would never end
                 yield entry.path
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+            kept = [entry for entry in entries if not is_hidden(check_name(entry.name))]
+            return sorted(kept, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import image_suffixes
-from cv_hf.data.paths import Inside
+from cv_hf.data.paths import Inside, check_name
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.data.table import METADATA, read_metadata
@@ -164,6 +164,7 @@ def is_hidden(name: str) -> bool:
 def _entries(folder: str | Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
+            kept = [entry for entry in entries if not is_hidden(check_name(entry.name))]
+            return sorted(kept, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None

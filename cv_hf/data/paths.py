@@ -21,6 +21,16 @@ def images_folder(images: str | None, key: str = "data.images") -> Path | None:
     return folder
 
 
+def check_name(name: str) -> str:
+    """A file's name, which tables of text must be able to hold; DataError where its bytes are no UTF-8."""
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{name}: the name of this file is not UTF-8. Rename it.") from None
+    return name
+
+
 class Inside:
     """Resolves paths that must stay in one of some folders; relative ones start from the first.
 

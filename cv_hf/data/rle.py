@@ -20,8 +20,10 @@ from cv_hf.data.findings import Findings
 Rle = dict[str, Any]
 
 FEATURE = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
-# An outline is traced point by point, so that a coordinate of 1e9 would fill the memory.
-_FARTHEST = 1e6
+# An outline is traced point by point, five for each pixel, so that a coordinate of 1e9 would fill the memory, and so
+# would a few points far apart that are joined again and again.
+_FARTHEST = 10
+_LONGEST = 4e6
 _MOST_PIXELS = 2**31
 
 
@@ -202,7 +204,7 @@ def _from_polygons(segmentation: Sequence[Any], size: tuple[int, int]) -> tuple[
     polygons, bad = [], []
     for number, polygon in enumerate(_polygons(segmentation)):
         try:
-            polygons.append(_checked(polygon))
+            polygons.append(_checked(polygon, size))
         except BadMask as error:
             bad.append(BadMask(error.code, f"polygon {number}: {error.reason}"))
     if not polygons:
@@ -229,17 +231,23 @@ def _flat(polygon: Any) -> Any:
     return polygon
 
 
-def _checked(polygon: Any) -> list[float]:
+def _checked(polygon: Any, size: tuple[int, int]) -> list[float]:
     try:
         edges = list(map(float, polygon)) if not isinstance(polygon, (str, Mapping)) else None
     except (TypeError, ValueError, OverflowError):
         edges = None
     if edges is None or len(edges) % 2 or not math.isfinite(sum(edges)):
         raise BadMask("mask-unreadable", "it is no list of coordinates in pixels")
-    if edges and (min(edges) < -_FARTHEST or max(edges) > _FARTHEST):
+    farthest = _FARTHEST * (sum(size) + 100)
+    if edges and (min(edges) < -farthest or max(edges) > farthest):
         raise BadMask("mask-unreadable", "its coordinates are none in pixels")
     if len(edges) < 6:
         raise BadMask("mask-too-few-points", f"it has {len(edges) // 2} points")
+    if len(edges) * farthest > _LONGEST:
+        points = np.reshape(edges, (-1, 2))
+        outline = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+        if outline > _LONGEST:
+            raise BadMask("mask-unreadable", f"its outline is {outline:.3g} pixels long")
     return edges
 
 
