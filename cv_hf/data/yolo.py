@@ -110,7 +110,6 @@ def read(
         starts.insert(0, Path(given))
     reading = _Reading(root, tuple(dict.fromkeys(starts)), inside, findings, on_bad_sample)
     splits = _splits_of_yaml(config, file, wanted, reading) if file is not None else {}
-    listed = bool(splits)
     if not splits:
         splits = _splits_of_folders(reading.bases[0], wanted, reading)
     splits = {name: paths for name, paths in splits.items() if paths}
@@ -129,8 +128,7 @@ def read(
             if role_of(name) != "test":
                 raise DataError(f"{id}: no image of the split {name} has a label file.")
             findings.add("missing-split", name, "no image of it has a label file")
-    if not listed:
-        _report_orphans(labels, reading)
+    _report_orphans(splits, labels, reading)
     rows = {name: _read_split(paths, labels[name], reading) for name, paths in splits.items() if any(labels[name])}
     return Source(id, "yolo", rows, root=root, labels=names)
 
@@ -339,14 +337,19 @@ def _label_files(paths: Sequence[str], reading: _Reading) -> list[str | None]:
     return found
 
 
-def _report_orphans(labels: Mapping[str, Sequence[str | None]], reading: _Reading) -> None:
-    """Label files without an image, in the folders that hold labels."""
+def _report_orphans(
+    images: Mapping[str, Sequence[str]], labels: Mapping[str, Sequence[str | None]], reading: _Reading
+) -> None:
+    """Label files without an image, in the folders that hold labels; that of an image that is not listed is none."""
     used = {path for files in labels.values() for path in files if path}
+    photos = {os.path.dirname(path) for paths in images.values() for path in paths}
+    stems = {path.stem for folder in photos for path in files_in(Path(folder), image_suffixes())}
     for folder in sorted({os.path.dirname(path) for path in used}):
         if not any(part.lower() in LABEL_FOLDERS for part in Path(folder).parts[len(reading.root.parts) :]):
             continue
         for path in map(str, files_in(Path(folder), {".txt"})):
-            if path not in used and os.path.basename(path).lower() not in NAMES_FILES:
+            name = os.path.basename(path)
+            if path not in used and name.lower() not in NAMES_FILES and os.path.splitext(name)[0] not in stems:
                 reading.drop("orphan-annotation", reading.name(path), "there is no image of that name")
 
 
