@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from accelerate import PartialState
 
 from cv_hf import publish
 from cv_hf.config import DataConfig, ModelConfig
-from cv_hf.data import Findings, LabelMap, decode, from_class_names, image_suffixes, load_split
+from cv_hf.data import Findings, LabelMap, check_name, decode, from_class_names, image_suffixes, load_split
 from cv_hf.errors import DataError, ModelError
 from cv_hf.models import build_model
 from cv_hf.task import Task
@@ -185,7 +186,8 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
             sizes[row["file"]] = row["size"]
             picture = trained.task.draw(image, prediction, None)
             # Numbered, since two folders may hold files of one name.
-            picture.save(out / f"{number:05d}_{Path(row['file']).stem[:80]}.png")
+            stem = re.sub(r"[^\w.-]", "_", Path(row["file"]).stem)[:60]
+            picture.save(out / f"{number:05d}_{stem}.png")
     if out is not None:
         found = {file: answers[file]["prediction"] for file in sizes}
         files = {"predictions.json": answers, **trained.task.export(found, sizes, trained.labels)}
@@ -263,7 +265,8 @@ def images_dataset(paths: Sequence[str | Path]) -> datasets.Dataset:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            files += [p for p in found if check_name(str(p))]
         elif path.is_file():
             files.append(path)
         else:

@@ -8,7 +8,7 @@ import yaml
 
 from cv_hf.config import DataConfig
 from cv_hf.data import load_splits, task_shown
-from cv_hf.errors import RecipeError
+from cv_hf.errors import RecipeError, printable
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
 
@@ -34,8 +34,7 @@ def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model
     chosen = task_of(data, task)
     splits = load_splits(data, chosen, seed=0)
     names = splits.labels.names
-    # repr escapes what would move the cursor or turn the line around.
-    shown = ", ".join(repr(name[:60])[1:-1] for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    shown = ", ".join(printable(name)[:60] for name in names[:8]) + (", ..." if len(names) > 8 else "")
     print(f"{len(names)} classes: {shown}")
     sizes = {name: split for name in ("train", "validation", "test") if (split := getattr(splits, name)) is not None}
     print(", ".join(f"{name} {len(split)}" for name, split in sizes.items()))

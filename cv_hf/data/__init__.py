@@ -7,6 +7,7 @@ from cv_hf.data.findings import CODES, NAMES_KEPT, Findings
 from cv_hf.data.images import UnreadableImage, check_images, decode, image_suffixes, read_header
 from cv_hf.data.labels import LabelMap, from_class_names
 from cv_hf.data.load import Splits, load_split, load_splits
+from cv_hf.data.paths import check_name
 from cv_hf.data.source import Source
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "UnreadableImage",
     "check",
     "check_images",
+    "check_name",
     "decode",
     "detect_format",
     "find_column",

@@ -38,7 +38,7 @@ def captioned(image: Image.Image, lines: Sequence[str], colour: str) -> Image.Im
     tile.paste(small, ((TILE - small.width) // 2, (TILE - small.height) // 2))
     draw = ImageDraw.Draw(tile)
     for number, line in enumerate(lines):
-        line = " ".join(line.split())
+        line = " ".join(line.split())[:TILE]  # no letter is narrower than a pixel
         while font.getlength(line) > TILE - 12:
             line = line[:-2] + "…"
         draw.text((6, TILE + 4 + 22 * number), line, fill=colour, font=font)
@@ -123,7 +123,8 @@ def class_colour(label: str, number: int = 0) -> str:
         label: the name.
         number: of a segment among those of its class, which get shades of the colour.
     """
-    hue = sum(ord(letter) * 31**place for place, letter in enumerate(label)) * 0.618034 % 1
+    # What lies beyond this many letters is too large a number for a colour.
+    hue = sum(ord(letter) * 31**place for place, letter in enumerate(label[:100])) * 0.618034 % 1
     hue = (hue + 0.08 * (number * 0.618034 % 1)) % 1 if number else hue
     value = 0.95 - 0.45 * (number * 0.381966 % 1)
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, 0.75, value))
