@@ -264,11 +264,11 @@ def _predict(arguments: argparse.Namespace) -> None:
         # A class of a semantic map has no score.
         found = sorted(answer.get("prediction", ()), key=lambda one: -(one["score"] or 0))
         words = ", ".join(
-            one["label"] if one["score"] is None else f"{one['label']} {one['score']:.2f}" for one in found[:3]
+            one["label"][:60] if one["score"] is None else f"{one['label'][:60]} {one['score']:.2f}"
+            for one in found[:3]
         )
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        # repr escapes what would move the cursor.
-        print(f"{file}: {answer.get('error') or repr(words + more or 'nothing found')[1:-1]}")
+        print(f"{printable(file)}: {answer.get('error') or printable(words + more or 'nothing found')}")
     print(f"wrote {out}/predictions.json and a picture of each image")
 
 
