@@ -133,6 +133,7 @@ def _environments(processes: int) -> list[dict[str, str]]:
         # One thread each, as torchrun does, unless the user has said otherwise: the processes share the cores.
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore:Grad strides do not match:UserWarning",  # of speed alone, and not the user's to mend
         **os.environ,
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",

@@ -24,16 +24,17 @@ from typing import Any
 import pytest
 
 from cv_hf.finetuning import finetune
+from cv_hf.launch import launch
 from tests.made import write_photos, write_shapes
 from tests.training.processes import walk
 
 # The last step of an epoch has 1 or 5 of 6 images, so that some processes have none or fewer; of 12, accumulated from
-# two micro-batches, it has 7, as 6 and 1.
+# two micro-batches, it has 8, as 6 and 2.
 TASKS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "classification": (
         "image-classification",
         "vit",
-        31,
+        32,
         {"ema": 0.9, "batch_size": 12, "gradient_accumulation_steps": 2, "max_steps": 4},
     ),
     "detection": ("object-detection", "yolos", 13, {"multi_scale": [0.5, 1.5]}),
@@ -45,7 +46,7 @@ TASKS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
 # Of an untrained model every score is 0.
 LEARNT = {
     "yolos": ("object-detection", {"max_steps": 30, "learning_rate": 5e-3, "multi_scale": None}),
-    "maskformer": ("panoptic-segmentation", {"max_steps": 64, "learning_rate": 4e-3}),
+    "maskformer": ("panoptic-segmentation", {"max_steps": 100, "learning_rate": 4e-3}),
 }
 # Sapiens 2 trains at positions drawn anew.
 CONFIG = {"sapiens2_semantic": {"pos_embed_rescale": None}}
@@ -265,3 +266,32 @@ def test_any_processes_go_on_from_any(walks, processes):
     walks.run(processes, resumed=[(n, b) for n, b in pairs if f"{n}-{b}-{processes}" not in walks.found])
     for name, began in pairs:
         assert_resumed(walks, name, began, processes)
+
+
+BROKEN = """
+import os, sys
+import transformers
+from cv_hf import cli
+
+compute = transformers.Trainer.compute_loss
+
+def broken(self, *arguments, **named):
+    loss, outputs = compute(self, *arguments, **named)
+    return (loss * float("nan") if os.environ["RANK"] == "1" and self.state.global_step else loss), outputs
+
+transformers.Trainer.compute_loss = broken
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_alone_cannot_go_on_from_ends_all(detection_recipe, tmp_path, capfd):
+    """Another waits for it in the middle of a backward pass; no deadlock, and one error."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(detection_recipe("yolos")))
+    command = [sys.executable, str(tmp_path / "broken.py")]
+    capfd.readouterr()
+    assert launch(2, ["train", str(tmp_path / "recipe.yaml")], command=command) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("cv-hf: the loss is not finite at step 2, on train/")
