@@ -24,7 +24,7 @@ from transformers import set_seed
 from cv_hf import publish
 from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import Splits, load_splits
-from cv_hf.errors import CvHfError, Interrupted, RecipeError, ResourceError
+from cv_hf.errors import CvHfError, Interrupted, RecipeError, ResourceError, printable_lines
 from cv_hf.inference import Trained, evidence, load_trained, predictions_sheet, score
 from cv_hf.models import Built, build_model, freeze_backbone, loss_needs, pixel_map, resizer
 from cv_hf.task import Task
@@ -397,4 +397,4 @@ def is_main() -> bool:
 def echo(line: str) -> None:
     """Print a line, once over all processes."""
     if is_main():
-        print(line, flush=True)
+        print(printable_lines(line), flush=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cv_hf.errors import DataError
+from cv_hf.errors import DataError, printable
 
 NAMES_KEPT = 20
 
@@ -188,7 +188,7 @@ class Findings:
         """
         if on_bad_sample == "stop":
             raise DataError(
-                f"{name}: {reason or CODES[code].meaning} ({code}).\n"
+                f"{printable(name)}: {printable(reason or CODES[code].meaning)} ({code}).\n"
                 "Mend or remove it, or set data.on_bad_sample: skip to go on without such samples."
             )
         self.add(code, name, reason)
@@ -243,18 +243,13 @@ class Findings:
         """One line per code, for the terminal; "" when nothing was found."""
         lines = []
         for code in self:
-            names = list(map(_printable, self._reasons[code]))
+            names = list(self._reasons[code])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             known = CODES[code]
             effect = "" if known.effect == "noted" else f" ({known.effect})"
-            shown = ", ".join(names[:3])
+            shown = ", ".join(printable(name)[:120] for name in names[:3])
             lines.append(f"{known.severity}: {len(names)} {code}{effect}: {known.meaning}: {shown}{more}")
         return "\n".join(lines)
-
-
-def _printable(name: str) -> str:
-    """A name as it can stand in one line of a terminal, without what would move the cursor."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def table() -> str:
