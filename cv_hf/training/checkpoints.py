@@ -180,6 +180,11 @@ def newest_checkpoint(folder: Path, echo: Callable[[str], None] | None = None) -
     return None
 
 
+def size_of(folder: Path) -> int:
+    """The bytes of all files of a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint: its notes, and `files`."""
     return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -239,7 +244,10 @@ def disk_full(error: BaseException) -> bool:
     return any(
         getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         # safetensors and torch.save have exceptions of their own, the latter without a reason.
-        or re.search(r"No space left|Disk quota|File too large|os error (28|122|27)\b|PytorchStreamWriter", str(cause))
+        or re.search(
+            r"No space left|Disk quota|File too large|os error (28|122|27)\b|PytorchStreamWriter|iostream error",
+            str(cause),
+        )
         or re.search(r"inline_container.*unexpected pos", str(cause), re.DOTALL)
         for cause in causes(error)
     )

@@ -17,6 +17,7 @@ import torch
 from transformers import TrainingArguments
 
 from cv_hf.errors import ResourceError, causes
+from cv_hf.training.checkpoints import size_of
 from cv_hf.training.trainer import Trainer, checked, megabytes, unchanged_random_state
 
 
@@ -155,7 +156,9 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
     start = time.monotonic()
     with unchanged_random_state():
         keys = list(islice(trainer._get_train_sampler(), first, first + images))
-        batch = checked(trainer.data_collator([trainer.train_dataset[key] for key in keys]))
+        batch = trainer.data_collator([trainer.train_dataset[key] for key in keys])
+    trainer.record(batch.get("findings", ()))  # which counts a sample once, however often it is found
+    batch = checked(batch)
     read = time.monotonic()
     batch.pop("spare", None)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -225,7 +228,7 @@ def _disk(trainer: Trainer, folder: Path, checkpoint: int) -> tuple[int, int]:
     if arguments.save_total_limit:
         kept = min(kept, max(arguments.save_total_limit, 2 if arguments.load_best_model_at_end else 1))
     there = folder / "checkpoints"
-    held = sum(path.stat().st_size for path in there.rglob("*") if path.is_file()) if there.is_dir() else 0
+    held = size_of(there)
     model = sum({tensor.data_ptr(): tensor.nbytes for tensor in trainer.model.state_dict().values()}.values())
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     # One more than is kept: the oldest goes when the newest is whole.

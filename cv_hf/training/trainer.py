@@ -25,7 +25,17 @@ from cv_hf.errors import CvHfError, DataError, ModelError, ResourceError
 from cv_hf.models import PixelMap, head_parameters, whole_config
 from cv_hf.models.counts import sharing
 from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
-from cv_hf.training.checkpoints import clear, disk_full, fault, partial_of, put_in_place, rotate, seal, write_text
+from cv_hf.training.checkpoints import (
+    clear,
+    disk_full,
+    fault,
+    partial_of,
+    put_in_place,
+    rotate,
+    seal,
+    size_of,
+    write_text,
+)
 from cv_hf.training.ema import EMA
 from cv_hf.training.samples import EpochSampler
 from cv_hf.training.scales import Scales
@@ -271,7 +281,8 @@ class Trainer(transformers.Trainer):
             rotate(folder, final, self.state.best_model_checkpoint, self.args.save_total_limit)
 
     def _no_space(self, folder: Path, final: Path) -> ResourceError:
-        size, free = self.checkpoint_size(), shutil.disk_usage(folder).free
+        size = max(self.checkpoint_size(), *(size_of(one) for one in folder.glob("checkpoint-*")), 0)
+        free = shutil.disk_usage(folder).free
         # Less may be free to this user than the file system says.
         missing = f"{megabytes(size - free)} are missing" if size > free else "more than this process may write"
         return ResourceError(
@@ -351,7 +362,12 @@ class Trainer(transformers.Trainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience = self.early_stopping
+        # The checkpoint's own number of steps between lines, evaluations and saves may have been changed.
+        self.state.compute_steps(self.args, self.state.max_steps)
         self._find_best()
+        # The loop loads it once more; what is saved before then needs it too.
+        self._load_rng_state(str(self._resumed))
+        self.control.should_training_stop = self._over()
         self.control.should_log = self.control.should_evaluate = self.control.should_save = False
         if left["owed"]:
             self.control.should_evaluate, self.control.should_save = True, left["owed"]["save"]
