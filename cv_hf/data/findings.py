@@ -42,7 +42,7 @@ class Code:
 _IMAGE_OUT = "leaves the image out"
 _OBJECT_OUT = "leaves the object out"
 _ANNOTATION_OUT = "leaves it out"
-_AS_READ = "written as it is read"
+_AS_READ = "writes it as it is read"
 
 CODES: dict[str, Code] = {
     "unreadable-image": Code("error", "dropped", "the image cannot be decoded", _IMAGE_OUT),

@@ -28,6 +28,7 @@ _EDGE = 320
 _LEAST = 8
 _LISTED = 200
 _BOX = re.compile(rf"\b({'|'.join(sorted(TO_XYWH, key=len, reverse=True))}) \[([^\]]*)\]")
+_READING = re.compile(r"as (\w+) from \(([^)]*)\) to \(([^)]*)\)")
 _PART = re.compile(r" (box|object|segment) -?\d+$")
 _RED = "#e02020"
 _STYLE = """
@@ -51,7 +52,7 @@ def write_findings(diagnosis: Diagnosis, file: Path) -> None:
         file: where; its folder is made.
     """
     findings = diagnosis.findings
-    numbers = ", ".join(f"{number} {name}s" for name, number in findings.by_severity().items())
+    numbers = ", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in findings.by_severity().items())
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -136,7 +137,7 @@ class _Pictures:
             other = self.diagnosis.others.get((code, name))
             if other is not None:
                 return _beside(_small(self._image(file)), _small(self._image(other)))
-            image = self._image(file)
+            image = self._image(file, code)
             return image if image is None else self._drawn(code, file, reason, image)
         except (UnreadableImage, OSError):
             return None
@@ -151,27 +152,29 @@ class _Pictures:
             return self.diagnosis.raw[name][row]
         return None
 
-    def _image(self, file: str) -> PIL.Image.Image | None:
+    def _image(self, file: str, code: str = "") -> PIL.Image.Image | None:
         row, root = self._row(file), self.diagnosis.source.root
         if row is not None:
             return decode(row["image"], file)[0]
         # What was left out in reading, as a mask without an image.
         if root is None or Path(file).suffix.lower() not in image_suffixes() or not Inside(root).holds(root / file):
             return None
-        return _visible(decode_mask({"path": str(root / file)}, file)) if "mask" in file else decode(root / file)[0]
+        path = root / file
+        return _visible(decode_mask({"path": str(path)}, file)) if code == "orphan-mask" else decode(path)[0]
 
     def _drawn(self, code: str, file: str, reason: str, image: PIL.Image.Image) -> PIL.Image.Image:
         row, size, small = self._row(file), (image.height, image.width), _small(image)
         scale = small.width / image.width
-        if found := _BOX.search(reason):
-            edges = np.array([[float(edge) for edge in found[2].split(",")]])
-            box = xywh_to_xyxy(TO_XYWH[found[1]](edges, [size])) * scale
-            if np.isfinite(box).all():
-                others = xywh_to_xyxy(self._boxes(file)) * scale
-                corners = np.sort(box.reshape(2, 2), axis=0)
-                corners += np.maximum(0, _LEAST - (corners[1] - corners[0])) / 2 * [[-1], [1]]
-                drawn = draw_boxes(small, [corners.reshape(-1).tolist()], [code], [_RED], truth=others.tolist())
-                return _small(drawn, 2)
+        found = _BOX.search(reason)
+        drawn = {code: _box(found, size)} if found else {}
+        if code == "box-format-ambiguous":
+            drawn = {each[1]: _numbers(f"{each[2]}, {each[3]}") for each in _READING.finditer(reason)}
+        drawn = {text: corners * scale for text, corners in drawn.items() if np.isfinite(corners).all()}
+        if drawn:
+            corners = [_visible_corners(each) for each in drawn.values()]
+            colours = [_RED] if code in drawn else [class_colour(text) for text in drawn]
+            others = (xywh_to_xyxy(self._boxes(file)) * scale).tolist()
+            return _small(draw_boxes(small, corners, list(drawn), colours, truth=others), 2)
         if row is None or self.diagnosis.fit is None or file not in self.encoded:
             return small
         if code in ("mask-unknown-value", "unlisted-segments"):
@@ -180,7 +183,10 @@ class _Pictures:
             lost = panoptic.unlisted_pixels(row) if of_segments else semantic.unknown_pixels(row, labels)
             return _small(_overlaid(small, [Segment(lost, _RED, "of no label")]), 2)
         if isinstance(row.get("mask"), Mapping):
-            return _beside(small, _small(_visible(decode_mask(row["mask"], file))))
+            try:
+                return _beside(small, _small(_visible(decode_mask(row["mask"], file))))
+            except UnreadableImage:
+                return small
         fitted, _ = self.diagnosis.fit(row, size, self.diagnosis.labels)
         objects = (fitted or {}).get("objects", {})
         if objects.get("segmentation"):
@@ -197,6 +203,22 @@ class _Pictures:
         return np.reshape((row or {}).get("objects", {}).get("bbox", []), (-1, 4))
 
 
+def _box(found: re.Match[str], size: tuple[int, int]) -> np.ndarray:
+    """The corners of a box that a reason tells, xyxy in pixels of its image of (height, width)."""
+    return xywh_to_xyxy(TO_XYWH[found[1]](_numbers(found[2])[None], [size]))[0]
+
+
+def _numbers(text: str) -> np.ndarray:
+    return np.array([float(number) for number in text.split(",")])
+
+
+def _visible_corners(corners: np.ndarray) -> list[float]:
+    """Corners in order, of a box that is wide and high enough to be seen."""
+    ordered = np.sort(corners.reshape(2, 2), axis=0)
+    missing = np.maximum(0, _LEAST - (ordered[1] - ordered[0]))
+    return (ordered + np.stack([-missing, missing]) / 2).reshape(-1).tolist()
+
+
 def _overlaid(image: PIL.Image.Image, segments: list[Segment]) -> PIL.Image.Image:
     def fitting(mask: np.ndarray) -> np.ndarray:
         return np.asarray(PIL.Image.fromarray(mask).resize(image.size, PIL.Image.Resampling.NEAREST))
@@ -209,7 +231,8 @@ def _small(image: PIL.Image.Image | None, factor: float = 1) -> PIL.Image.Image 
         return None
     scale = factor * _EDGE / max(image.size)
     if scale >= 1:
-        return image
+        # Enlarged pixels stay pixels.
+        return image.resize((image.width * int(scale), image.height * int(scale)), PIL.Image.Resampling.NEAREST)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, PIL.Image.Resampling.LANCZOS)
 
