@@ -24,6 +24,7 @@ from transformers.trainer_callback import EarlyStoppingCallback, ExportableState
 from cv_hf.errors import CvHfError, DataError, ModelError, ResourceError
 from cv_hf.models import PixelMap, head_parameters, whole_config
 from cv_hf.models.counts import sharing
+from cv_hf.models.kernels import quicken
 from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
 from cv_hf.training.checkpoints import (
     clear,
@@ -80,6 +81,7 @@ class Trainer(transformers.Trainer):
             super().__init__(**trainer)
         except SETUP_ERRORS as error:
             raise setup_error(error) from None
+        quicken(self.model, depthwise=self.args.bf16 and self.args.device.type == "cpu")
         self.score = score
         self.record = record
         self.pixels = pixels
