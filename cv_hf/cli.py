@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--nproc", metavar="N", type=int, help="processes, one per device")
     train.set_defaults(run=_train)
 
+    bench = commands.add_parser("bench", help="measure how fast a recipe is here, and what holds it back")
+    bench.add_argument("recipe", metavar="RECIPE")
+    bench.add_argument("overrides", metavar="key=value", nargs="*", help="as in train.batch_size=8")
+    bench.add_argument("--seconds", metavar="S", type=float, default=10.0, help="for each part (default: 10)")
+    bench.add_argument("--json", metavar="FILE", help="write every number there; - for standard output")
+    bench.set_defaults(run=_bench)
+
     evaluate = commands.add_parser("eval", help="score a trained model on a dataset")
     evaluate.add_argument("model", metavar="MODEL", help="a Hub id, a run directory or its model/")
     evaluate.add_argument("--data", metavar="DATA", required=True)
@@ -203,6 +210,170 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"  {_verify_command(run.folder)}")
     if not run.url:
         print(f"  cv-hf push {run.folder} USER/NAME")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from cv_hf.bench import bench, lines
+    from cv_hf.environment import quiet
+
+    quiet()
+    found = bench(arguments.recipe, arguments.overrides, seconds=arguments.seconds)
+    text = json.dumps(found, indent=2)
+    print(text if arguments.json == "-" else "\n".join(lines(found)))
+    if arguments.json and arguments.json != "-":
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+
+
+def _verify_command(folder: Path) -> str:
+    """The command that verifies a run on the data of its recipe."""
+    from cv_hf.config import load_recipe
+
+    data = load_recipe(folder / "recipe.yaml").data
+    said = data.model_dump(mode="json", exclude_defaults=True, exclude={"id", "splits", "max_samples", "on_bad_sample"})
+    words = ["cv-hf", "verify", str(folder), "--data", data.id]
+    test = (data.splits or {}).get("test")
+    words += ["--split", test] if isinstance(test, str) else []
+    return shlex.join([*words, *(f"data.{key}={json.dumps(value)}" for key, value in said.items())])
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from cv_hf.config import load_section
+    from cv_hf.environment import quiet
+    from cv_hf.inference import evaluate_model, load_trained
+
+    quiet()
+    data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
+    trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
+    # With --json - the numbers have standard output to themselves.
+    aside = sys.stderr if arguments.json == "-" else sys.stdout
+    metrics = evaluate_model(
+        trained,
+        data,
+        split=arguments.split,
+        batch_size=arguments.batch_size,
+        echo=lambda line: print(line, file=aside, flush=True),
+    )
+    text = json.dumps(metrics, indent=2)
+    if arguments.json == "-":
+        print(text)
+        return
+    _print_scores({arguments.split or arguments.data: metrics})
+    if arguments.json:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from cv_hf.environment import quiet
+    from cv_hf.inference import load_trained, predict_files
+
+    quiet()
+    out = Path(arguments.out)
+    trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
+    if arguments.threshold is not None:
+        trained = replace(trained, arguments={**trained.arguments, "threshold": arguments.threshold})
+    if arguments.subtask is not None:
+        if arguments.subtask not in trained.task.subtasks:
+            known = ", ".join(trained.task.subtasks) or "none"
+            raise RecipeError(f"--subtask: a model of {trained.task.name} has no {arguments.subtask}, only {known}.")
+        trained = replace(trained, arguments={**trained.arguments, "subtask": arguments.subtask})
+    answers = predict_files(trained, arguments.images, out)
+    for file, answer in answers.items():
+        # A class of a semantic map has no score.
+        found = sorted(answer.get("prediction", ()), key=lambda one: -(one["score"] or 0))
+        words = ", ".join(
+            one["label"][:60] if one["score"] is None else f"{one['label'][:60]} {one['score']:.2f}"
+            for one in found[:3]
+        )
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        print(f"{printable(file)}: {answer.get('error') or printable(words + more or 'nothing found')}")
+    print(f"wrote {out}/predictions.json and a picture of each image")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from cv_hf.config import load_section
+    from cv_hf.environment import quiet
+    from cv_hf.verify import failure, verify
+
+    quiet()
+    data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
+    verdict = verify(
+        arguments.model,
+        data,
+        split=arguments.split,
+        limit=arguments.limit,
+        task=arguments.task,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    for line in verdict.lines():
+        print(line)
+    if not verdict.passed:
+        raise failure(verdict, arguments.model)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from cv_hf.config import load_section
+    from cv_hf.data import check, repair
+    from cv_hf.environment import quiet
+    from cv_hf.errors import CheckFailed
+    from cv_hf.publish.findings_page import write_findings
+    from cv_hf.starter import task_of
+
+    quiet()
+    data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
+    aside = sys.stderr if arguments.json == "-" else sys.stdout
+
+    def echo(line: str) -> None:
+        print(line, file=aside, flush=True)
+
+    if arguments.fix:
+        repair.check_out(arguments.fix, data)
+    diagnosis = check(data, task_of(data, arguments.task), echo=echo)
+    text = json.dumps(diagnosis.to_dict(), indent=2)
+    if arguments.json == "-":
+        print(text)
+    elif arguments.json:
+        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+    if arguments.html:
+        write_findings(diagnosis, Path(arguments.html))
+        echo(f"wrote {arguments.html}")
+    if arguments.fix:
+        repair.repair(diagnosis, Path(arguments.fix), echo)
+    counts = diagnosis.findings.by_severity()
+    shown = ", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in counts.items() if number)
+    if counts["error"] or (arguments.strict and counts["warning"]):
+        raise CheckFailed(f"{arguments.data}: {shown}.")
+    echo(shown or "nothing found")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from cv_hf import publish
+    from cv_hf.environment import quiet
+
+    quiet()
+    print(f"pushed to {publish.push(Path(arguments.run_dir), arguments.repo_id, private=arguments.private)}")
+
+
+def _recipes_list(arguments: argparse.Namespace) -> None:
+    from cv_hf.recipes import describe
+
+    rows = describe()
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        print("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _recipes_show(arguments: argparse.Namespace) -> None:
+    from cv_hf.recipes import find
+
+    print(find(arguments.name).read_text(encoding="utf-8"), end="")
+
+
+def _recipes_copy(arguments: argparse.Namespace) -> None:
+    from cv_hf.recipes import copy
+
+    print(f"copied to {copy(arguments.name, Path(arguments.dest))}")
 
 
 def _verify_command(folder: Path) -> str:

@@ -23,7 +23,7 @@ FLOORS = (
     {"tasks", "training", "publish"},
     {"inference"},
     {"finetuning", "verify", "starter"},
-    {"recipes", "environment", "launch"},
+    {"recipes", "environment", "launch", "bench"},
     {"cli", "demo"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

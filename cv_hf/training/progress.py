@@ -116,7 +116,8 @@ class Progress(TrainerCallback):
         if self.share > STARVED:
             self.warned = True
             self.bar.clear()
-            print(starvation(self.waited, self.computed, args.dataloader_num_workers, args.world_size), flush=True)
+            words = starvation(self.waited, self.computed, args.dataloader_num_workers, args.world_size)
+            print(f"{words} `cv-hf bench RECIPE` says what takes how long.", flush=True)
 
 
 def starvation(waited: float, computed: float, workers: int, processes: int = 1, cores: int | None = None) -> str:
@@ -139,7 +140,7 @@ def starvation(waited: float, computed: float, workers: int, processes: int = 1,
         change = "All cores read already: store the images smaller, about as large as the model takes them"
     return (
         f"the model waits for its images {share:.0%} of the time, with {workers} loader worker(s) on {cores} cores.\n"
-        f"{change}; or leave out costly augmentations. `cv-hf bench RECIPE` says what takes how long."
+        f"{change}; or leave out costly augmentations."
     )
 
 
