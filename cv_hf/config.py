@@ -321,6 +321,12 @@ class BoundedComposer:
         node = super().compose_node(parent, index)
         if isinstance(event, yaml.events.AliasEvent) and not isinstance(node, yaml.ScalarNode):
             raise yaml.composer.ComposerError(None, None, "an alias (*name) of a list or mapping", event.start_mark)
+        if isinstance(node, yaml.ScalarNode) and not node.value.isascii():
+            # JSON writes a letter beyond the first plane as two halves, which YAML leaves apart.
+            try:
+                node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise yaml.composer.ComposerError(None, None, "half of a letter (\\ud800)", event.start_mark) from None
         return node
 
 

@@ -15,6 +15,7 @@ A message is one or two lines: what is wrong, where, and how to mend it.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
@@ -72,7 +73,7 @@ class Interrupted(CvHfError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known word nearest to `word`, or "" when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return f" Did you mean {near[0]!r:.80}?" if near else ""
 
 
 def causes(error: BaseException) -> list[BaseException]:
@@ -101,8 +102,8 @@ def printable_lines(value: object) -> str:
 
 
 def _escape(letter: str) -> str:
-    short = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return short.get(letter) or (f"\\u{ord(letter):04x}" if letter <= "\uffff" else f"\\U{ord(letter):08x}")
+    # DEL is ASCII, which JSON leaves as it is.
+    return "\\u007f" if letter == "\x7f" else json.dumps(letter)[1:-1]
 
 
 def redacted(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from cv_hf.errors import DataError, did_you_mean
+from cv_hf.errors import DataError, did_you_mean, printable
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "images", "pixel_values", "file_name", "filename", "image_path",
                "file_path", "filepath", "path", "file", "jpg", "jpeg", "png")  # fmt: skip
@@ -74,7 +74,8 @@ def check_given(given: Mapping[str, str], known: Sequence[str]) -> None:
 
 def listed(features: Mapping[str, Any]) -> str:
     """The columns with their types, for an error."""
-    return ", ".join(f"{name} ({type_name(feature)})" for name, feature in features.items()) or "none"
+    shown = [f"{printable(name)[:60]} ({type_name(feature)})" for name, feature in list(features.items())[:40]]
+    return ", ".join(shown + (["..."] if len(features) > 40 else [])) or "none"
 
 
 def type_name(feature: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from cv_hf.config import BoundedComposer
-from cv_hf.errors import DataError, did_you_mean
+from cv_hf.errors import DataError, did_you_mean, printable
 
 Source = int | str | bool
 
@@ -49,7 +49,7 @@ class LabelMap:
         if len(self.names) != len(self.sources):
             raise DataError(f"{len(self.names)} label names for {len(self.sources)} labels.")
         for name in _repeated(self.names):
-            raise DataError(f"two labels have the name {name!r}; label names must be different.")
+            raise DataError(f"two labels have the name {_short(repr(name))}; label names must be different.")
         if self.things is not None:
             object.__setattr__(self, "things", tuple(self.things))
             for name in set(self.things) - set(self.names):
@@ -60,7 +60,7 @@ class LabelMap:
         if len({type(source) for source in present}) > 1:
             raise DataError(f"the labels are of several types: {_listed(present)}; use either numbers or text.")
         for source in _repeated(present):
-            raise DataError(f"the label {source!r} stands twice in the label map.")
+            raise DataError(f"the label {_short(repr(source))} stands twice in the label map.")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,7 +95,7 @@ class LabelMap:
         # A data set with numbers for labels is only understood with the numbers beside the names.
         plain = all(isinstance(source, str) or source is None for source in self.sources)
         known = self.names if plain or isinstance(label, str) else self._with_sources()
-        return DataError(f"label {label!r} is not in the label map ({_listed(known, quote=False)}).{near}")
+        return DataError(f"label {_short(repr(label))} is not in the label map ({_listed(known, quote=False)}).{near}")
 
     def _with_sources(self) -> list[str]:
         pairs = zip(self.sources, self.names, strict=True)
@@ -310,6 +310,10 @@ def _repeated(values: Iterable[Any]) -> list[Any]:
     return [value for value, count in Counter(values).items() if count > 1]
 
 
+def _short(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def _listed(values: Sequence[Any], quote: bool = True) -> str:
-    shown = [repr(value) if quote else str(value) for value in list(values)[:10]]
+    shown = [_short(repr(value)) if quote else _short(printable(value)) for value in list(values)[:10]]
     return ", ".join(shown) + (", ..." if len(values) > 10 else "")
