@@ -88,3 +88,12 @@ def test_flat_pictures_are_the_same_only_where_their_greys_are():
     assert len({hash for hash, _ in known[:4]}) == 1
     pairs = same_looking(np.array([hash for hash, _ in known], np.uint64), np.stack([cells for _, cells in known]))
     assert pairs.tolist() == [[0, 1]]
+
+
+def test_pictures_of_one_hash_that_show_something_else_are_two():
+    """From dark to light downwards, and upwards: no cell is brighter than the one to its left."""
+    down = np.repeat(np.linspace(0, 255, 32).astype(np.uint8)[:, None], 40, axis=1)
+    known = [looks(PIL.Image.fromarray(each)) for each in (down, down[::-1], down // 2)]
+    hashes = np.array([hash for hash, _ in known], np.uint64)
+    assert len(near(hashes)) == 3
+    assert same_looking(hashes, np.stack([cells for _, cells in known])).tolist() == [[0, 2]]
