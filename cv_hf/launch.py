@@ -26,7 +26,7 @@ except ImportError:  # Windows: the first process's bars are left out
     pty = None
 
 TAIL = 20  # lines shown of a process that failed without an error of ours
-PATIENCE = 30.0  # seconds to save and speak after an interrupt
+PATIENCE = 30.0  # seconds to save and speak after an interrupt, or to end after an error
 GRACE = 10.0  # seconds to end after SIGTERM
 
 
@@ -42,7 +42,8 @@ def launch(processes: int, arguments: Sequence[str], *, command: Sequence[str] |
         command: what to run in place of `python -m cv_hf`.
 
     Returns:
-        0; or the exit code of the process whose error is shown, 128 + n for one that signal n ended; or 130.
+        0; or the exit code of the process whose error is shown, 128 + n for one that signal n ended, 2 for one that
+        never ended after its error; or 130.
     """
     command = [*(command or (sys.executable, "-m", "cv_hf")), *arguments]
     running: list[subprocess.Popen] = []
@@ -151,7 +152,7 @@ def _first_failure(running: Sequence[subprocess.Popen], logs: Sequence[Path]) ->
         speaker = next((rank for rank, log in enumerate(logs) if codes[rank] != 0 and _said(log)), None)
         if speaker is not None:
             _end([process for rank, process in enumerate(running) if rank != speaker])
-            _wait([running[speaker]], GRACE)
+            _wait([running[speaker]], PATIENCE)
             return speaker
         failed = next((rank for rank, code in enumerate(codes) if code), None)
         if first is None and failed is not None:
@@ -169,6 +170,8 @@ def _report(rank: int, code: int, log: Path) -> int:
     text = _said(log) or "\n".join(_read(log).splitlines()[-TAIL:])
     if text:
         print(text, file=sys.stderr)
+        # One that spoke and did not get to its own end is ended here.
+        code = 2 if code < 0 and _said(log) else code
     elif code < 0:
         print(f"cv-hf: process {rank} was ended by {signal.Signals(-code).name}.", file=sys.stderr)
     return code if code >= 0 else 128 - code

@@ -14,6 +14,7 @@ import time
 import pytest
 from PIL import Image
 
+from cv_hf.finetuning import finetune
 from cv_hf.launch import launch
 
 
@@ -31,14 +32,13 @@ def steps(folder) -> list[float]:
 def test_two_processes_train_as_one(recipe, tmp_path):
     """A batch of 8 is 8, or 4 and 4; a model without dropout and batch norm."""
     values = recipe("timm_vit", train={"max_steps": 3})
-    for processes in ("1", "2"):
-        run = tmp_path / processes
-        done = train(values, tmp_path / "recipe.yaml", "--nproc", processes, "--run-dir", str(run))
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("the model is") == 1
-        assert "[rank" not in done.stderr
-        assert "reducer" not in done.stderr
-    alone, both = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("1", "2"))
+    alone = finetune({**values, "run_dir": str(tmp_path / "1")}).metrics
+    done = train(values, tmp_path / "recipe.yaml", "--nproc", "2", "--run-dir", str(tmp_path / "2"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the model is") == 1
+    assert "[rank" not in done.stderr
+    assert "reducer" not in done.stderr
+    both = json.loads((tmp_path / "2" / "metrics.json").read_text())
     assert len(steps(tmp_path / "1")) == 6
     assert steps(tmp_path / "2") == pytest.approx(steps(tmp_path / "1"), rel=1e-5)
     assert both["test"]["num_samples"] == alone["test"]["num_samples"] == 12
@@ -94,6 +94,17 @@ def test_the_one_with_an_error_for_the_user_decides(fake, capfd):
     """
     assert launch(2, [], command=fake(body)) == 3
     assert capfd.readouterr().err == "cv-hf: what\nhow\n"
+
+
+def test_an_error_counts_though_its_process_never_ends(fake, capfd, monkeypatch):
+    monkeypatch.setattr("cv_hf.launch.PATIENCE", 0.5)
+    body = """
+        if rank == 1:
+            print("cv-hf: what", file=sys.stderr, flush=True)
+        time.sleep(60)
+    """
+    assert launch(2, [], command=fake(body)) == 2
+    assert capfd.readouterr().err == "cv-hf: what\n"
 
 
 def test_the_others_are_ended_before_they_can_complain(fake, capfd):
