@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from cv_hf import cli
+from cv_hf import cli, finetuning
 from cv_hf.environment import quiet
 from cv_hf.errors import CheckFailed
 from tests.made import write_photos, write_shapes
@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    assert finetuning  # imported for the processes that are forked
     torch.set_num_threads(1)
     quiet()
     start = time.monotonic()
