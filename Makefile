@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-detection demo-segmentation test test-all check bench soak clean
+.PHONY: help setup demo demo-detection demo-segmentation test test-all check matrix bench soak clean
 
 help:
 	@echo "make setup     virtual environment $(VENV) with cv_hf and all it needs (Python >= 3.10 and pip)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test      lint and the tests, about 5 minutes on 2 cores"
 	@echo "make test-all  the same and the slow proofs"
 	@echo "make check     lint and formatting only"
+	@echo "make matrix    the support matrix: a tiny model of every family, some minutes; writes it into README.md"
 	@echo "make bench     the numbers in the README, measured on this machine"
 	@echo "make soak      kill training 100 times at random moments, go on, compare bit for bit"
 	@echo "make clean     remove $(VENV) and caches (never runs/)"
@@ -52,6 +53,10 @@ check: $(READY)
 	@echo "== checking lint and formatting"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+matrix: $(READY)
+	@echo "== running a tiny model of every family"
+	$(BIN)/python -W ignore -m tests.support
 
 bench: $(READY)
 	@echo "== measuring; this takes a while"

@@ -150,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("dest", metavar="DEST", nargs="?", default=".")
     copy.set_defaults(run=_recipes_copy)
 
+    models = commands.add_parser("models", help="the support matrix: which model families pass which checks")
+    models.add_argument("--markdown", action="store_true", help="in the short form of the README")
+    models.set_defaults(run=_models)
+
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
     return parser
@@ -374,6 +378,14 @@ def _recipes_copy(arguments: argparse.Namespace) -> None:
     from cv_hf.recipes import copy
 
     print(f"copied to {copy(arguments.name, Path(arguments.dest))}")
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from cv_hf import support
+    from cv_hf.environment import quiet
+
+    quiet()
+    print((support.markdown if arguments.markdown else support.table)(support.rows()))
 
 
 def _env(arguments: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ FLOORS = (
     {"tasks", "training", "publish"},
     {"inference"},
     {"finetuning", "verify", "starter"},
-    {"recipes", "environment", "launch", "bench"},
+    {"recipes", "environment", "launch", "bench", "support"},
     {"cli", "demo"},
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

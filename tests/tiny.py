@@ -398,13 +398,13 @@ def _families() -> dict[str, Family]:
     return {**TINY_FAMILIES, **DETECTION_FAMILIES, **SEGMENTATION_FAMILIES}
 
 
-def tiny_model(family: str, folder: str | Path, num_labels: int = 5, seed: int = 0) -> Path:
+def tiny_model(family: str | Family, folder: str | Path, num_labels: int = 5, seed: int = 0) -> Path:
     """Write a tiny random checkpoint of a family, of whatever task, with its image processor, and return its folder.
 
     Weights are drawn from `seed`; batch norms get running statistics other than their initial ones.
     """
     enable_dinat()
-    recipe = _families()[family]
+    recipe = family if isinstance(family, Family) else _families()[family]
     names = {index: f"class_{index}" for index in range(num_labels)}
     config = AutoConfig.for_model(recipe.model_type, **recipe.config)
     config.id2label, config.label2id = names, {name: index for index, name in names.items()}
