@@ -64,11 +64,14 @@ def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_
     if built.report.new:
         raise ModelError(f"{model_id}: {len(built.report.new)} weights are missing, as {built.report.new[0]}.")
     if "labels" in notes:
-        labels = LabelMap.from_dict(notes["labels"])
+        try:
+            labels = LabelMap.from_dict(notes["labels"])
+        except DataError as error:
+            raise ModelError(f"{model_id}: cv_hf.json: {error}") from None
         if other := set(built.model.config.id2label.values()) ^ set(labels.names):
             raise ModelError(
-                f"{model_id}: config.json and cv_hf.json do not have the same classes ({sorted(other)[0]!r:.80} is in "
-                "one only).\nTake both files from one training."
+                f"{model_id}: config.json and cv_hf.json do not have the same classes ({min(other, key=str)!r:.80} is "
+                "in one only).\nTake both files from one training."
             )
     else:
         labels = from_class_names(_distinct([name for _, name in sorted(built.model.config.id2label.items())]))

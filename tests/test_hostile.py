@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from PIL import Image
 from cv_hf.cli import main
 from cv_hf.config import load_recipe
 from cv_hf.errors import CvHfError, DataError, printable, printable_lines, redacted
-from cv_hf.inference import images_dataset
+from cv_hf.inference import images_dataset, load_trained
+from cv_hf.publish import read_evidence
 from cv_hf.transforms import class_colour
 from cv_hf.transforms.pictures import captioned
 from tests.data.samples import png
@@ -204,6 +206,51 @@ def test_printable_text_acts_on_no_terminal_and_loses_nothing(text):
 def test_pictures_take_any_label(label):
     assert len(class_colour(label, 2)) == 7
     assert captioned(Image.new("RGB", (8, 8)), [label, label], class_colour(label)).width == 200
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+def _places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    if path:
+        yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _places(inner, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["cv_hf.json", "evidence.json", "config.json", "preprocessor_config.json"])
+def test_whatever_a_model_says_of_itself_is_an_error_of_two_lines(name, tiny, tmp_path):
+    """Each value of its files replaced in turn; weights and code are in tests/models/test_build.py."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("vit"), folder)
+    names = [f"class_{number}" for number in range(5)]
+    labels = {"names": names, "sources": [0, 1, 2, 3, 4], "ignore_index": None}
+    notes = {"task": "image-classification", "labels": labels, "pipeline": {"top_k": 3}}
+    (folder / "cv_hf.json").write_text(json.dumps(notes))
+    (folder / "evidence.json").write_text(json.dumps({"abc": {"answer": [], "arguments": {"top_k": 1}}}))
+    load_trained(folder)
+    whole = (folder / name).read_text()
+    changed = [b"", b"\xff\xfe", b"[" * 5000, b"{", b"null", b"[]", b'"x"', b"1"]
+    places = list(_places(json.loads(whole)))
+    for *above, last in places if len(places) < 25 else places[::3]:
+        for value in (None, -1, "x", [], {"a": 1}, float("nan")):
+            content = json.loads(whole)
+            container = content
+            for key in above:
+                container = container[key]
+            container[last] = value
+            changed.append(json.dumps(content).encode())
+    refusals = 0
+    for content in changed:
+        (folder / name).write_bytes(content)
+        try:
+            load_trained(folder)
+            read_evidence(str(folder))
+        except CvHfError as error:
+            refusals += len(str(error).splitlines()) <= 2
+            continue
+        refusals += 1
+    assert refusals == len(changed)
 
 
 # Archives -------------------------------------------------------------------------------------------------------------

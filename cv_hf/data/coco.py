@@ -159,10 +159,13 @@ def looks_like_coco(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as text:
             start = text.read(1 << 16)
-        if not start.lstrip().startswith("{"):
-            return False
+    except OSError:
+        return False
+    if not start.lstrip().startswith("{"):
+        return False
+    try:
         keys = json.loads(start) if len(start) < 1 << 16 else None
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         keys = None
     named = (lambda key: key in keys) if isinstance(keys, dict) else (lambda key: f'"{key}"' in start)
     if isinstance(keys, dict) and not isinstance(keys.get("images", []), list):

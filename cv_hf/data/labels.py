@@ -127,6 +127,14 @@ class LabelMap:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelMap:
+        """The map of `to_dict`; DataError where the values are none of a map."""
+        text, plain = (str,), (str, int, bool, type(None))
+        for key, kinds in (("names", text), ("sources", plain), ("things", text)) if isinstance(values, dict) else ():
+            listed = values.get(key, [] if key == "things" else None)
+            if not (isinstance(listed, list) and all(isinstance(each, kinds) for each in listed)):
+                raise DataError(f"labels: {key} is no list of {'names' if kinds is text else 'values'}.")
+        if not isinstance(values, dict) or not isinstance(values.get("ignore_index"), (int, type(None))):
+            raise DataError("labels: they are no map of names and values.")
         things = values.get("things")
         return cls(tuple(values["names"]), tuple(values["sources"]), values.get("ignore_index"), things)
 

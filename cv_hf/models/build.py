@@ -101,43 +101,49 @@ def build_model(model: ModelConfig, auto_class: str | Sequence[str], fields: Map
         HubError: the Hub could not be reached or failed.
     """
     enable_dinat()
+    with _readable_errors(model):
+        return _build(model, auto_class, fields)
+
+
+def _build(model: ModelConfig, auto_class: str | Sequence[str], fields: Mapping[str, Any]) -> Built:
     things = fields.get("things")
     fields = {name: value for name, value in fields.items() if name != "things"}
     auto_classes = [auto_class] if isinstance(auto_class, str) else list(auto_class)
-    with _readable_errors(model):
-        commit = _commit(model)
-        source = {"revision": commit or model.revision, "trust_remote_code": model.trust_remote_code}
-        config = _encoder_config(AutoConfig.from_pretrained(model.id, **source))
-        loader, auto_class = _model_class(model, config, auto_classes)
-        _fetch(model, commit)
-        is_prompted = config.model_type == "oneformer"
-        processor = AutoImageProcessor.from_pretrained(
-            model.id, **source, **(oneformer.NO_CLASS_FILE if is_prompted else {})
-        )
-        is_detector = auto_class == "AutoModelForObjectDetection"
-        is_segmenter = auto_class.endswith("Segmentation")
-        if is_detector:
-            detection.check_processor(processor, config, model.id)
-            detection.set_as_trained(config, model.config)
-        elif is_segmenter:
-            segmentation.set_as_trained(config, model.config)
-        original = copy.deepcopy(config)
-        _apply(config, model.config, fields)
-        if is_segmenter:
-            segmentation.set_classes(loader, config, model.id)
-        load = partial(
-            loader.from_pretrained,
-            model.id,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            **source,
-        )
-        with _quiet():
-            loaded, info = load(config=config)
-            is_two_stage = detection.is_two_stage(config) and detection.is_two_stage(original)
-            scorer = detection.first_stage_scorer(load(config=original)[0]) if is_two_stage else None
+    commit = _commit(model)
+    source = {"revision": commit or model.revision, "trust_remote_code": model.trust_remote_code}
+    config = _encoder_config(AutoConfig.from_pretrained(model.id, **source))
+    loader, auto_class = _model_class(model, config, auto_classes)
+    _fetch(model, commit)
+    is_prompted = config.model_type == "oneformer"
+    processor = AutoImageProcessor.from_pretrained(
+        model.id, **source, **(oneformer.NO_CLASS_FILE if is_prompted else {})
+    )
+    is_detector = auto_class == "AutoModelForObjectDetection"
+    is_segmenter = auto_class.endswith("Segmentation")
+    if is_detector:
+        detection.check_processor(processor, config, model.id)
+        detection.set_as_trained(config, model.config)
+    elif is_segmenter:
+        segmentation.set_as_trained(config, model.config)
+    original = copy.deepcopy(config)
+    _apply(config, model.config, fields)
+    if is_segmenter:
+        segmentation.set_classes(loader, config, model.id)
+    load = partial(
+        loader.from_pretrained,
+        model.id,
+        ignore_mismatched_sizes=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        dtype=torch.float32,
+        **source,
+    )
+    with _quiet():
+        loaded, info = load(config=config)
+        is_two_stage = detection.is_two_stage(config) and detection.is_two_stage(original)
+        scorer = detection.first_stage_scorer(load(config=original)[0]) if is_two_stage else None
+    if not all(isinstance(name, (str, int)) for name in _labels(loaded.config).values()):
+        raise ModelError(f"{model.id}: the names of its classes (id2label in config.json) are not text.")
     outputs = output_parameters(loaded)
     if "id2label" in fields and not outputs:
         raise ModelError(f"{model.id}: {type(loaded).__name__} has no output layer of one value per class to replace.")
@@ -164,8 +170,7 @@ def build_model(model: ModelConfig, auto_class: str | Sequence[str], fields: Map
     _follow_statistics(loaded)
     norms.mend(loaded)
     if is_prompted:
-        with _readable_errors(model):
-            processor = oneformer.prompted(processor, loaded, model.id, things, **source)
+        processor = oneformer.prompted(processor, loaded, model.id, things, **source)
     return Built(loaded, processor, report, commit)
 
 
@@ -381,7 +386,9 @@ def _readable_errors(model: ModelConfig) -> Iterator[None]:
         chain = causes(error)
         readable = _hub_error(model, chain) or _damaged(model) or _model_error(model, chain)
         if readable is None:
-            raise
+            # Configurations are code's arguments, and a wrong one fails wherever it is used.
+            named = type(chain[0]).__name__
+            raise ModelError(f"{model.id} cannot be loaded: {named}: {_line(chain[0], -1)}") from error
         raise readable from None
 
 

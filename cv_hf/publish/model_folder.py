@@ -61,7 +61,11 @@ def read_evidence(model_id: str) -> dict[str, Any]:
     Raises:
         ModelError: it is there and cannot be read.
     """
-    return _read(model_id, EVIDENCE)
+    evidence = _read(model_id, EVIDENCE)
+    for witness in evidence.values():
+        if not (isinstance(witness, dict) and "answer" in witness and isinstance(witness.get("arguments"), dict)):
+            raise ModelError(f"{model_id}: {EVIDENCE} is not what training wrote. Take it from the training's folder.")
+    return evidence
 
 
 def read_notes(model_id: str) -> dict[str, Any]:
@@ -71,7 +75,11 @@ def read_notes(model_id: str) -> dict[str, Any]:
     Raises:
         ModelError: the notes are there and cannot be read.
     """
-    return _read(model_id, NOTES)
+    notes = _read(model_id, NOTES)
+    for key, kind in (("task", str), ("labels", dict), ("pipeline", dict), ("thresholds", dict)):
+        if key in notes and not isinstance(notes[key], kind):
+            raise ModelError(f"{model_id}: {key} in {NOTES} is not what training wrote. Take it from there.")
+    return notes
 
 
 def _write(path: Path, content: Any) -> None:
@@ -89,11 +97,14 @@ def _read(model_id: str, name: str) -> dict[str, Any]:
             # Whether the repository is there at all is said by loading the model, with a better message.
             return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}).") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read ({str(error)[:200]}).") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: cannot be read (it holds no object).")
+    return values
 
 
 def _inside_config(processor: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import gc
 import json
 import os
@@ -35,7 +36,7 @@ from tests.data.samples import png
 
 # What one dataset may take beyond what Python and its libraries have taken already, and how long.
 MEMORY = 1 << 30
-SECONDS = 60
+SECONDS, WAITING = 30, 300
 FEW, MANY = 40, int(os.environ.get("FUZZ", "1000"))
 
 Files = dict[str, bytes]
@@ -55,18 +56,21 @@ def bounded() -> Iterator[None]:
     """Fail where a step takes more memory or time than anything that is read here may."""
 
     def too_long(*_: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise TimeoutError(f"more than {SECONDS} s of processor time, or {WAITING} s in all")
 
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, hard))
-    old = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SECONDS)
+    old = [signal.signal(number, too_long) for number in (signal.SIGPROF, signal.SIGALRM)]
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(WAITING)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
+        for number, handler in zip((signal.SIGPROF, signal.SIGALRM), old, strict=True):
+            signal.signal(number, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
@@ -384,6 +388,7 @@ IMAGES += [
 
 
 NAMES = ["a\nb", "<b>", "\u202ea", "\udcff", " ", "a" * 200, "\x1b[2J", "train", ".a"]
+PIPE = "a pipe"
 TARGETS = ["/etc/passwd", "..", "/dev/zero", "nowhere", "/proc/self/mem", "."]
 
 
@@ -404,11 +409,11 @@ def _changed_json(draw: st.DrawFn, content: bytes) -> bytes:
                 container = container[key]
             match draw(st.sampled_from(["set", "set", "set", "delete", "repeat", "rename"])):
                 case "set":
-                    container[last] = draw(VALUES)
+                    container[last] = copy.deepcopy(draw(VALUES))
                 case "delete":
                     del container[last]
                 case "repeat" if isinstance(container, list):
-                    container.append(container[last])
+                    container.append(copy.deepcopy(container[last]))
                 case _ if isinstance(container, dict):
                     container[draw(st.sampled_from(TEXTS))] = container.pop(last)
         except (KeyError, IndexError, TypeError):
@@ -470,7 +475,7 @@ def damaged(draw: st.DrawFn, make: Callable[[], Files]) -> tuple[Files, dict[str
                         files[name] = _changed_json(draw, files[name])
             case "file":
                 content = files.pop(name)
-                match draw(st.sampled_from(["gone", "folder", "renamed", "link"])):
+                match draw(st.sampled_from(["gone", "folder", "renamed", "link", "pipe"])):
                     case "folder":
                         files[f"{name}/x"] = content
                     case "renamed":
@@ -480,6 +485,8 @@ def damaged(draw: st.DrawFn, make: Callable[[], Files]) -> tuple[Files, dict[str
                             )
                         )
                         files[f"{os.path.dirname(name)}/{word}{os.path.splitext(name)[1]}".lstrip("/")] = content
+                    case "pipe":
+                        links[name] = PIPE
                     case "link":
                         links[name] = draw(st.sampled_from(TARGETS))
         if not files:
@@ -499,7 +506,7 @@ def write(folder: Path, files: Files, links: dict[str, str]) -> None:
         path = folder / name
         with contextlib.suppress(FileExistsError, NotADirectoryError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(target)
+            os.mkfifo(path) if target == PIPE else path.symlink_to(target)
 
 
 @pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
