@@ -41,6 +41,7 @@ _CHECKED_AT_ONCE = 10_000
 # Photos of phones and cameras, which Pillow alone does not decode; as TIFF it would read a raw's thumbnail.
 _NOT_DECODED = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
 _WITH_ALPHA = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
+_USUAL = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"})
 
 
@@ -334,9 +335,13 @@ def _reason(error: Exception, name: str) -> str:
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """The formats that are read: Pillow's, but none that starts another program (EPS: Ghostscript) or has no pixels."""
+    """The formats that are read: Pillow's, but none that starts another program (EPS: Ghostscript) or has no pixels.
+
+    In the order in which they are tried, the most usual first.
+    """
     PIL.Image.init()
-    return tuple(format_ for format_ in PIL.Image.ID if format_ not in _NOT_READ)
+    known = (*_USUAL, *(format_ for format_ in PIL.Image.ID if format_ not in _USUAL))
+    return tuple(format_ for format_ in known if format_ in PIL.Image.ID and format_ not in _NOT_READ)
 
 
 @cache

@@ -57,6 +57,16 @@ def test_against_the_formula():
     np.testing.assert_allclose(got.numpy(), expected, atol=2e-6)
 
 
+def test_batches_in_any_memory_format_give_the_same(tiny):
+    pixels = pixel_map(AutoImageProcessor.from_pretrained(tiny("vit")))
+    images = torch.from_numpy(np.stack([noise((5, 7)), 255 - noise((5, 7))])).permute(0, 3, 1, 2)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    together = pixels.apply(images)
+    assert together.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(pixels.apply(images.contiguous()), together, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([pixels.apply(image[None]) for image in images]), together, rtol=0, atol=0)
+
+
 def test_channels_that_are_flipped_are_seen(tiny):
     assert pixel_map(AutoImageProcessor.from_pretrained(tiny("mobilevit"))).channels == (2, 1, 0)
     assert pixel_map(AutoImageProcessor.from_pretrained(tiny("vit"))).channels == (0, 1, 2)
