@@ -165,13 +165,14 @@ def page_is_inert(text: str, labels: list[str]) -> None:
 
 
 def test_errors_are_harmless_whatever_they_name(work, tiny, capsys):
-    recipe = work / "evil.yaml"
+    model, recipe = tiny("vit"), work / "evil.yaml"
+    capsys.readouterr()
     recipe.write_text("task: image-classification\nmodel: {id: a}\ndata: {id: b}\n")
     commands = [
         ("train", recipe, "da\x1b[2Jta.x=1"),
         ("train", recipe, "data.x\u202e=1"),
-        ("eval", tiny("vit"), "--data", "no\x1b[31m\n/such/folder"),
-        ("predict", tiny("vit"), "no\x07.png", "--task", "image-classification"),
+        ("eval", model, "--data", "no\x1b[31m\n/such/folder"),
+        ("predict", model, "no\x07.png", "--task", "image-classification"),
         ("recipes", "show", "\u202etxt"),
         ("push", "no\x1b]0;title\x07", "a/b"),
     ]
@@ -233,7 +234,7 @@ def test_whatever_a_model_says_of_itself_is_an_error_of_two_lines(name, tiny, tm
     changed = [b"", b"\xff\xfe", b"[" * 5000, b"{", b"null", b"[]", b'"x"', b"1"]
     places = list(_places(json.loads(whole)))
     for *above, last in places if len(places) < 25 else places[::3]:
-        for value in (None, -1, "x", [], {"a": 1}, float("nan")):
+        for value in (None, -1, [], {"a": 1}):
             content = json.loads(whole)
             container = content
             for key in above:
