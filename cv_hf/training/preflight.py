@@ -27,7 +27,7 @@ class Preflight:
 
     Attributes:
         images: of the batch, as many as a device takes at once.
-        size: (height, width) of the model's input, the largest that this batch can have.
+        size: (height, width) of the model's input, the largest that this batch can have; None where it is no image.
         loss: of the batch.
         seconds: of reading the batch, and of one forward and backward.
         memory: what takes it: weights, average, gradients, optimizer, activations.
@@ -39,7 +39,7 @@ class Preflight:
     """
 
     images: int
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     loss: float
     seconds: tuple[float, float]
     memory: dict[str, int]
@@ -52,9 +52,10 @@ class Preflight:
     def lines(self) -> list[str]:
         """What a user should know, in three lines."""
         parts = ", ".join(f"{name} {megabytes(size)}" for name, size in self.memory.items() if size)
+        size = f" of {self.size[0]}x{self.size[1]}" if self.size else ""
         tight = "" if self.more < self.memory_free else "; that may be too little"
         return [
-            f"preflight: {self.images} images of {self.size[0]}x{self.size[1]} read in {self.seconds[0]:.1f} s, "
+            f"preflight: {self.images} images{size} read in {self.seconds[0]:.1f} s, "
             f"forward and backward in {self.seconds[1]:.1f} s, loss {self.loss:.4g}",
             f"memory: about {megabytes(sum(self.memory.values()))} ({parts}); "
             f"{megabytes(self.memory_free)} free{tight}",
@@ -178,7 +179,8 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
         with unchanged_random_state():
             model.train()
             inputs = trainer._prepare_inputs({**batch, "share": None, "weight": 1.0})
-            size = tuple(inputs["pixel_values"].shape[-2:])
+            # ImageGPT is given colours in a sequence.
+            size = tuple(inputs["pixel_values"].shape[-2:]) if "pixel_values" in inputs else None
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), trainer.accelerator.autocast():
                 loss = trainer.compute_loss(model, inputs)
             loss.backward()
