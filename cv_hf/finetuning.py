@@ -58,7 +58,7 @@ from cv_hf.training import (
     training_arguments,
     write_text,
 )
-from cv_hf.transforms import build_augment
+from cv_hf.transforms import build_augment, shrink
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def build_trainer(
     resize = None
     if task.moved and augment.size is None:
         # Boxes are relative to the image, so it may have any size: that which the processor gives it.
-        resize = resizer(built.processor)
+        resize = resizer(built.processor, shrink)
     elif pixels and not pixels.fixed and augment.size is None:
         raise RecipeError(
             "augment: this model's image processor keeps the aspect ratio, so images of a batch would differ in size. "

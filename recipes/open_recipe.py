@@ -36,7 +36,7 @@ from cv_hf.training import (
     takes_mask,
     training_arguments,
 )
-from cv_hf.transforms import build_augment
+from cv_hf.transforms import build_augment, shrink
 
 
 def main(recipe_file: str, *overrides: str) -> dict:
@@ -72,7 +72,7 @@ def main(recipe_file: str, *overrides: str) -> dict:
     pixels = pixel_map(processor)
     augment = build_augment(recipe.augment, pixels.size if pixels else None, data_seed(arguments), moved=task.moved)
     # Boxes are relative to the image: where no augmentation sets the size, the processor's own resizing does.
-    resize = resizer(processor) if task.moved and augment.size is None else None
+    resize = resizer(processor, shrink) if task.moved and augment.size is None else None
     if augment.size is None and resize is None:
         pixels = None  # each image goes through the whole processor instead
     # Each batch at a size of its own, if the model takes more than one.

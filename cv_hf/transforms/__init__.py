@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cv_hf.transforms.augment import Augment, build_augment
+from cv_hf.transforms.augment import Augment, build_augment, shrink
 from cv_hf.transforms.masks import pack, present, resize_map, unpack
 from cv_hf.transforms.pictures import (
     TILE,
@@ -27,5 +27,6 @@ __all__ = [
     "pack",
     "present",
     "resize_map",
+    "shrink",
     "unpack",
 ]
