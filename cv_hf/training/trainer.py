@@ -377,7 +377,6 @@ class Trainer(transformers.Trainer):
         if not self._epoch_ended and (self._over() or float(self.state.epoch).is_integer()):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._finish_step(*left["last"])
-        self.control.should_training_stop = self._over()
 
     def _finish_step(self, grad_norm: float | None, learning_rate: float | None) -> None:
         self._maybe_log_save_evaluate(
