@@ -99,7 +99,7 @@ def test_a_pipeline_that_fails_is_a_failed_check(changed, boxes, capsys, monkeyp
 
 def test_check_tells_what_is_wrong_and_what_is_not(boxes, tmp_path, capsys):
     assert main(["check", str(boxes)]) == 0
-    assert "nothing found" in capsys.readouterr().out
+    assert "note: 1 gapped-ids: " in capsys.readouterr().out
     folder = Path(shutil.copytree(boxes, tmp_path / "data"))
     file = folder / "annotations" / "instances_val.json"
     content = json.loads(file.read_text())
@@ -110,10 +110,11 @@ def test_check_tells_what_is_wrong_and_what_is_not(boxes, tmp_path, capsys):
     assert main(["check", str(folder), "--json", "-"]) == 1
     captured = capsys.readouterr()
     found = json.loads(captured.out)
-    assert set(found) == {"box-zero-area", "truncated-image"}
+    found = found["findings"]
+    assert set(found) == {"box-zero-area", "truncated-image", "gapped-ids"}
     assert found["truncated-image"]["files"] == ["train/0.png"]
     assert found["box-zero-area"]["count"] == 1
-    assert "2 findings" in captured.err
+    assert "2 errors, 1 note" in captured.err
 
 
 @pytest.fixture(scope="module")
