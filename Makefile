@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-detection demo-segmentation test test-all check matrix bench soak clean
+.PHONY: help setup demo demo-detection demo-segmentation test test-all check matrix bench soak mutate clean
 
 help:
 	@echo "make setup     virtual environment $(VENV) with cv_hf and all it needs (Python >= 3.10 and pip)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check     lint and formatting only"
 	@echo "make matrix    the support matrix: a tiny model of every family, some minutes; writes it into README.md"
 	@echo "make bench     the numbers in the README, measured on this machine"
+	@echo "make mutate    plant one fault at a time, and see the test of each turn red"
 	@echo "make soak      kill training 100 times at random moments, go on, compare bit for bit"
 	@echo "make clean     remove $(VENV) and caches (never runs/)"
 
@@ -61,6 +62,10 @@ matrix: $(READY)
 bench: $(READY)
 	@echo "== measuring; this takes a while"
 	$(BIN)/python -m benchmarks
+
+mutate: $(READY)
+	@echo "== planting faults in a copy"
+	$(BIN)/python -m tests.mutate
 
 soak: $(READY)
 	@echo "== killing training at random moments; this takes a while"
