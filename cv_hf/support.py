@@ -83,7 +83,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         values = row["checks"].values()
         answers = ["yes" if value.startswith("yes") else "-" if value == "-" else "no" for value in values]
-        words = dict.fromkeys(value.removeprefix("yes, ") for value in values if value not in ("yes", "-"))
+        words = [
+            f"{name}: {value.removeprefix('yes, ')}"
+            for name, value in row["checks"].items()
+            if value not in ("yes", "-")
+        ]
         lines.append([row["task"], _name(row), *answers, "; ".join(words)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
@@ -96,8 +100,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in stored()["versions"].items())
     notes: list[str] = []
     lines = [
-        f"Found by running a tiny random model of each family ({versions}); `cv-hf models` prints every row, and what",
-        "the installed Transformers has beyond these.",
+        f"Found by running a tiny random model of each family ({versions}).",
+        "`cv-hf models` prints every row, and what the installed Transformers has beyond these.",
         "",
         "| task | passes every check | does not, and why |",
         "|---|---|---|",
@@ -115,12 +119,13 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"| {task} | {', '.join(good)} | {reasons} |")
     lines += ["", "The checks, each on its own:", "", *(f"- {meaning}" for meaning in CHECKS.values())]
     if notes:
-        lines += ["", "Of the last:", "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]
+        lines += ["", "The last holds", "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]
     return "\n".join(lines)
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['family']} ({row['variant']})" if row["variant"] else row["family"]
+    family = "timm" if row["family"] == "timm_wrapper" else row["family"]
+    return f"{family}/{row['variant']}" if row["variant"] else family
 
 
 def _reason(row: Mapping[str, Any]) -> str:

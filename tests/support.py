@@ -72,11 +72,11 @@ SAME_MODEL = {"deit_distilled", "dinov2_bare", "eomt_split", "levit_teacher", "v
 REFUSED = UNTRAINABLE.keys() | UNTRAINABLE_DETECTORS.keys() | UNTRAINABLE_SEGMENTERS.keys()
 OUTPUTS = ("logits", "pred_boxes", "pred_masks", "class_queries_logits", "masks_queries_logits")
 # What a published loss has that no accumulation can follow, and the configuration without it.
-_MATCHED = ({"auxiliary_loss": False}, "its loss is divided by the boxes that all layers of a micro-batch match")
+_MATCHED = ({"auxiliary_loss": False}, "the division of its loss by the boxes that all layers of a micro-batch match")
 BEYOND_IMAGES = {
     "d_fine": _MATCHED,
     "deimv2": _MATCHED,
-    "oneformer": ({"contrastive_weight": 0.0}, "its contrastive loss compares the images of a micro-batch"),
+    "oneformer": ({"contrastive_weight": 0.0}, "its contrastive loss, which compares the images of a micro-batch"),
 }
 
 
@@ -97,11 +97,13 @@ def rows() -> list[Row]:
     found = []
     for task, families in support.families().items():
         for family in families:
-            made = {key: tiny for key, tiny in MODELS[task].items() if tiny.model_type == family} or {None: None}
-            for key, tiny in made.items():
-                if key not in SAME_MODEL:
-                    alone = len(made.keys() - SAME_MODEL) == 1
-                    found.append(Row(task, family, "" if alone else _variant(family, key, tiny), key))
+            made = [
+                (_variant(family, key, tiny), key)
+                for key, tiny in MODELS[task].items()
+                if tiny.model_type == family and key not in SAME_MODEL
+            ]
+            for variant, key in sorted(made) or [("", None)]:
+                found.append(Row(task, family, variant if len(made) > 1 else "", key))
     return found
 
 
@@ -150,15 +152,15 @@ class Untried(Exception):
 
 def reason(error: Exception) -> str:
     """Why a check fails, in a few words that are the same on every machine, and whose fault it is."""
-    text = re.sub(r"/\S*/\S*", "...", str(error).partition("\n")[0])
+    text = re.sub(r"/[^\s:]*/[^\s:]*", "...", str(error).partition("\n")[0])
     if isinstance(error, ImportError):
         return f"missing package: {error.name or text}"
     if isinstance(error, ModelError):
         # A tiny model is whole, so it is refused for what its class lacks.
         words = text.partition(": ")[2].rpartition("cannot be trained: ")[2] or text
-        return f"Transformers': {words.rstrip('.')}"
+        return f"Transformers: {words.removeprefix('Transformers ').rstrip('.')}"
     frame = traceback.extract_tb(error.__traceback__)[-1].filename
-    whose = "Transformers'" if "site-packages" in frame and "torch/testing" not in frame else "ours"
+    whose = "Transformers" if "site-packages" in frame and "torch/testing" not in frame else "ours"
     return f"{whose}: {text or type(error).__name__}"[:120]
 
 
@@ -253,7 +255,7 @@ class Subject:
         config, note = BEYOND_IMAGES.get(self.row.family, ({}, None))
         expect(self.follows("alike", config), "accumulation goes another way")
         if note:
-            return f"yes, but {note}"
+            return f"yes, but for {note}"
         is_even = self.row.task == "image-classification" or self.follows("uneven", config)
         return None if is_even else support.MICRO_BATCH
 
@@ -265,7 +267,7 @@ class Subject:
         with alike_draws():
             whole, parts = (
                 self.losses(data, {**dropout_fields(self.model, 0.0), **config}, still=True, max_steps=3,
-                            learning_rate=1e-2, optim="sgd", gradient_accumulation_steps=steps)
+                            learning_rate=1e-3, optim="sgd", gradient_accumulation_steps=steps)
                 for steps in (1, 4)
             )  # fmt: skip
         return all(math.isclose(one, other, rel_tol=1e-4) for one, other in zip(flat(whole), flat(parts), strict=True))
