@@ -219,6 +219,9 @@ def upright_size(image: Mapping[str, Any] | str, name: str | None = None) -> tup
     path, content = (image, None) if isinstance(image, str) else (image.get("path"), image.get("bytes"))
     try:
         source = io.BytesIO(content) if content is not None else path
+        if content is None and not os.path.isfile(path):
+            # Of a pipe, opening would not return.
+            raise FileNotFoundError("there is no such file")
         with PIL.Image.open(source, formats=image_formats()) as opened:
             # A PNG is decoded whole to look for EXIF after its pixels; before them it is in `info`.
             has_exif = opened.format != "PNG" or "exif" in opened.info
