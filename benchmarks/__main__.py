@@ -19,6 +19,7 @@ from benchmarks.neighborhood import neighborhood
 from benchmarks.nuclei import nuclei
 from benchmarks.segmentation_memory import segmentation_memory
 from benchmarks.segments import segments
+from benchmarks.speed import speed
 from benchmarks.startup import startup
 from cv_hf.environment import quiet, report
 
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "nuclei": nuclei,
     "segmentation_memory": segmentation_memory,
     "segments": segments,
+    "speed": speed,
     "startup": startup,
 }
 FOLDER = Path("runs/bench")

@@ -19,7 +19,7 @@ from cv_hf.finetuning import build_trainer
 from cv_hf.models import build_model
 from cv_hf.models import sample as sample_models
 from cv_hf.tasks import get_task
-from cv_hf.training import resolve
+from cv_hf.training import preflight, read_ahead, resolve
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,10 @@ class Case:
             torch.manual_seed(0)
             fields = task.model_fields(splits.labels, splits.train.column_names)
             built = build_model(recipe.model, task.auto_class, fields)
-            return build_trainer(recipe, task, splits, built, run)
+            trainer = build_trainer(recipe, task, splits, built, run)
+            if "dataloader_num_workers" not in train:
+                read_ahead(trainer, preflight(trainer, run).seconds)
+            return trainer
 
 
 class StepTimes(TrainerCallback):
@@ -148,7 +151,7 @@ def checkpoint(kind: str, folder: Path, **config: Any) -> Path:
     """Write a checkpoint of random weights with its image processor, unless it is there; return its folder.
 
     Args:
-        kind: "vit_tiny", "convnext", "small" (a ResNet of 0.2 million parameters), "segformer_b0", "rt_detr" or
+        kind: "vit_tiny", "convnext", "small" (a ResNet of 0.1 million parameters), "segformer_b0", "rt_detr" or
             "mask2former" (the small ones of `cv_hf.models.sample`).
         folder: above the checkpoint's own.
         config: `image_size`, else 224.
@@ -178,7 +181,7 @@ def checkpoint(kind: str, folder: Path, **config: Any) -> Path:
         ),
         "small": lambda: transformers.ResNetForImageClassification(
             transformers.ResNetConfig(
-                embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], layer_type="basic", **labels
+                embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1], layer_type="basic", **labels
             )
         ),
         "segformer_b0": lambda: transformers.SegformerForSemanticSegmentation(
