@@ -171,7 +171,7 @@ def _segmentation_recipe(task: str, model: Path, data: Path) -> dict:
         "data": {"id": str(data)},
         "augment": [{"RandomResizedCrop": {"scale": [0.5, 1.0]}}],
         "train": {
-            "max_steps": 250,
+            "max_steps": 1000,
             "batch_size": 4,
             "learning_rate": 1e-3,
             "backbone_lr": 3e-4,
