@@ -18,7 +18,7 @@ from PIL import ExifTags
 from cv_hf.data import rle
 from cv_hf.data.findings import Findings
 from cv_hf.data.imagefolder import is_hidden
-from cv_hf.data.images import UnreadableImage, image_formats, read_header, relative_name
+from cv_hf.data.images import UnreadableImage, image_formats, in_memory, read_header, relative_name
 from cv_hf.data.paths import Inside, check_name
 from cv_hf.errors import DataError
 
@@ -191,7 +191,7 @@ def decode_mask(mask: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
     if not content and not (path and os.path.isfile(path)):
         raise UnreadableImage(name, "there is no mask", "missing-mask")
     try:
-        with PIL.Image.open(io.BytesIO(content) if content else path, formats=image_formats()) as opened:
+        with PIL.Image.open(in_memory(content or path), formats=image_formats()) as opened:
             if opened.format in ("JPEG", "MPO"):
                 raise UnreadableImage(name, "a JPEG, whose compression changes its values", "lossy-mask")
             PIL.ImageOps.exif_transpose(opened, in_place=True)

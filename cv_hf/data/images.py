@@ -37,6 +37,7 @@ _TAIL_BYTES = 64
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC_INTERPRETATION = 262
 _PLANAR_CONFIGURATION = 284
+_READ_WHOLE = 1 << 26
 _CHECKED_AT_ONCE = 10_000
 # Photos of phones and cameras, which Pillow alone does not decode; as TIFF it would read a raw's thumbnail.
 _NOT_DECODED = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
@@ -197,7 +198,18 @@ def _opened(source: str | bytes | PIL.Image.Image) -> AbstractContextManager[PIL
     """The image, closed at the end unless it is the caller's."""
     if isinstance(source, PIL.Image.Image):
         return nullcontext(source)
-    return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=image_formats())
+    return PIL.Image.open(in_memory(source), formats=image_formats())
+
+
+def in_memory(source: str | bytes) -> str | io.BytesIO:
+    """The content of an image; of a large file its path.
+
+    Pillow asks for as many bytes as a damaged PNG says are left, gigabytes perhaps; of what is in memory it gets what
+    there is.
+    """
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return io.BytesIO(Path(source).read_bytes()) if os.path.getsize(source) <= _READ_WHOLE else source
 
 
 def _source(image: Any, name: str | None) -> tuple[str, str | bytes | PIL.Image.Image]:

@@ -16,6 +16,7 @@ import resource
 import shutil
 import signal
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ from hypothesis import strategies as st
 
 from cv_hf.config import DataConfig
 from cv_hf.data import decode, load_splits
+from cv_hf.data.labels import from_recipe, read_values
+from cv_hf.data.rle import from_mask
 from cv_hf.errors import CvHfError
 from cv_hf.tasks import get_task
 from tests.data.boxed import photo
@@ -134,7 +137,7 @@ def coco(masks: bool = False) -> Files:
             elif masks and number % 3 == 1:
                 one["segmentation"] = {"size": [40, 60], "counts": [205, 10, 30, 10, 2145]}
             elif masks:
-                one["segmentation"] = {"size": [40, 60], "counts": "]68X1N2"}
+                one["segmentation"] = from_mask(np.pad(np.ones((9, 9)), ((5, 26), (5, 46))))
             annotations.append(one)
     content = {
         "images": images,
@@ -530,3 +533,177 @@ def test_a_damaged_dataset_is_read_or_refused(tmp_path, name, examples):
     look()
     assert "read" in outcomes
     assert name == "imagefolder" or "refused" in outcomes
+
+
+# What has been tried on purpose ---------------------------------------------------------------------------------------
+
+
+def _with_mask(segmentation: Any, **image: Any) -> Files:
+    files = coco(masks=True)
+    name = "annotations/instances_train.json"
+    content = json.loads(files[name])
+    content["annotations"][0]["segmentation"] = segmentation
+    content["images"][0] |= image
+    return {**files, name: _json(content)}
+
+
+def _circle(points: int) -> list[float]:
+    angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    return np.stack([30 + 15 * np.cos(angles), 20 + 15 * np.sin(angles)], 1).round(6).reshape(-1).tolist()
+
+
+HUGE: dict[str, tuple[str, Callable[[], Files], str | None]] = {
+    "a polygon of a million points": ("coco instances", lambda: _with_mask([_circle(1_000_000)]), None),
+    "points far away": (
+        "coco instances",
+        lambda: _with_mask([[-1e6, -1e6, 1e6, 1e6, -1e6, 1e6] * 50]),
+        "mask-unreadable",
+    ),
+    "an outline without end": (
+        "coco instances",
+        lambda: _with_mask([[0, 0, 900, 900, 0, 900] * 90_000]),
+        "mask-unreadable",
+    ),
+    "a hundred thousand polygons": ("coco instances", lambda: _with_mask([[1, 1, 30, 1, 20, 30]] * 100_000), None),
+    "runs of 1e12 pixels": (
+        "coco instances",
+        lambda: _with_mask({"size": [40, 60], "counts": [10**12]}),
+        "mask-unreadable",
+    ),
+    "a mask of 1e12 pixels": (
+        "coco instances",
+        lambda: _with_mask({"size": [10**6, 10**6], "counts": [10**12]}, width=10**6, height=10**6),
+        "mask-unreadable",
+    ),
+    "an image said to have 1e18 pixels": (
+        "coco instances",
+        lambda: _with_mask([[1, 1, 30, 1, 20, 30]], width=10**9, height=10**9),
+        "mask-unreadable",
+    ),
+    "brackets within brackets": (
+        "coco instances",
+        lambda: {
+            **coco(),
+            "annotations/instances_train.json": b'{"images": [], "annotations": [{"segmentation": ' + b"[" * 500_000,
+        },
+        "refused",
+    ),
+    "an image of 1e10 pixels": (
+        "yolo",
+        lambda: {**yolo(), "images/train/0.jpg": png_of_size(100_000, 100_000)},
+        "decompression-bomb",
+    ),
+    "a line of a million numbers": (
+        "yolo",
+        lambda: {**yolo(), "labels/train/0.txt": b"0" + b" 0.5" * 1_000_000},
+        "box-zero-area",
+    ),
+    "a class of 1e9": (
+        "yolo",
+        lambda: {**yolo(), "labels/train/0.txt": b"1000000000 .5 .5 .2 .2\n"},
+        "box-unknown-label",
+    ),
+    "aliases of aliases": (
+        "yolo",
+        lambda: {
+            **yolo(),
+            "data.yaml": b"a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+            + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 12))
+            + b"train: images/train\nnames: [*a11]\n",
+        },
+        "refused",
+    ),
+    "entities of entities": (
+        "voc",
+        lambda: {
+            **voc(),
+            "Annotations/0.xml": b'<!DOCTYPE a [<!ENTITY a0 "x">'
+            + b"".join(b'<!ENTITY a%d "%s">' % (n, b"&a%d;" % (n - 1) * 10) for n in range(1, 12))
+            + b"]><annotation><filename>&a11;</filename></annotation>",
+        },
+        "unreadable-annotation",
+    ),
+    "an entity of a file": (
+        "voc",
+        lambda: {
+            **voc(),
+            "Annotations/0.xml": b'<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation><object><name>&a;'
+            b"</name></object></annotation>",
+        },
+        "unreadable-annotation",
+    ),
+    "elements within elements": (
+        "voc",
+        lambda: {**voc(), "Annotations/0.xml": b"<annotation>" + b"<a>" * 300_000},
+        "unreadable",
+    ),
+    "numbers of many digits": (
+        "metadata.jsonl",
+        lambda: {**metadata(), "train/metadata.jsonl": b'{"file_name": "0.png", "label": ' + b"9" * 5000 + b"}\n"},
+        "refused",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_what_is_huge_costs_little_and_itself_alone(tmp_path, what, monkeypatch):
+    """Each is a finding, an error, or read; in seconds, and in less memory than its file claims."""
+    name, make, expected = HUGE[what]
+    task_name, _, data = FORMATS[name]
+    write(tmp_path / "set", make(), {})
+    lines: list[str] = []
+    gc.collect()
+    started = time.process_time()
+    with bounded():
+        try:
+            section = DataConfig(id=str(tmp_path / "set"), **data)
+            splits = load_splits(section, get_task(task_name), 0, echo=lines.append)
+        except CvHfError:
+            found = ["refused"]
+        else:
+            found = list(splits.findings)
+            assert len(splits.train) >= 2
+    assert time.process_time() - started < 15
+    assert found == [] if expected is None else any(expected in code for code in found)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_pipes_are_never_opened(tmp_path, name):
+    """To open a pipe that nobody writes to would wait for ever; archives can bring one."""
+    task, make, data = FORMATS[name]
+    for file in sorted(make())[:4]:
+        files = make()
+        del files[file]
+        write(tmp_path / "set", files, {file: PIPE})
+        with bounded():
+            read_all(tmp_path / "set", task, **data)
+
+
+LABEL_FILES = {
+    "txt": b"cat\ndog\n",
+    "json": b'{"0": "cat", "1": "dog"}',
+    "yaml": b"0: cat\n1: dog\n",
+    "csv": b"name,r,g,b\ncat,1,2,3\ndog,4,5,6\n",
+}
+
+
+@pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffix", LABEL_FILES)
+def test_a_damaged_file_of_labels_is_read_or_refused(tmp_path, suffix, examples):
+    file = tmp_path / f"labels.{suffix}"
+
+    @st.composite
+    def changed(draw: st.DrawFn) -> bytes:
+        change = draw(st.sampled_from([_changed_text, _changed_bytes]))
+        return change(draw, LABEL_FILES[suffix])
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(changed())
+    def look(content: bytes) -> None:
+        file.write_bytes(content)
+        counted[f"labels.{suffix}"] = counted.get(f"labels.{suffix}", 0) + 1
+        for read in (lambda: from_recipe(str(file), kind=int), lambda: read_values(str(file))):
+            with bounded(), contextlib.suppress(CvHfError):
+                read()
+
+    look()
