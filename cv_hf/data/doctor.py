@@ -26,7 +26,7 @@ from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, decode, read_header
 from cv_hf.data.labels import BINARY, LabelMap
-from cv_hf.data.load import canonical_rows, named, read, unlabelled
+from cv_hf.data.load import canonical_rows, named, quiet, read, unlabelled
 from cv_hf.data.source import Source
 from cv_hf.data.splits import ROLES, role_of
 from cv_hf.errors import DataError
@@ -124,6 +124,7 @@ class _Image:
     fits: bool = False
 
 
+@quiet()
 def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> Diagnosis:
     """Read a whole dataset as training would, and look for what is wrong in it.
 
@@ -213,13 +214,14 @@ def _encoded(
             split = _without_unknown(split, labels, findings)
         encoded[name] = task.encode(split, labels)
         missing = unlabelled(encoded[name])
-        files = split.select_columns("file").select(missing)["file"] if missing else ()
-        if "objects" not in split.column_names:
-            bare.update(files)
-        if role_of(name) == "test" and len(missing) == len(encoded[name]):
+        nothing = role_of(name) == "test" and len(missing) == len(encoded[name])
+        if nothing:
             echo(f"data: the split {name} has no labels")
-        else:
-            for file in files:
+        # An image may be without objects, and so may all of a split.
+        if missing and "objects" not in split.column_names:
+            files = split.select_columns("file").select(missing)["file"][:]
+            bare.update(files)
+            for file in () if nothing else files:
                 findings.add("missing-label", file)
     return encoded, form, bare
 

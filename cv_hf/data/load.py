@@ -49,7 +49,7 @@ class Splits:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars where nobody watches them."""
     shown = is_progress_bar_enabled() and not sys.stderr.isatty()
     if shown:
@@ -63,7 +63,7 @@ def _quiet() -> Iterator[None]:
             huggingface_hub.utils.enable_progress_bars()
 
 
-@_quiet()
+@quiet()
 def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], None] = print) -> Splits:
     """Read a dataset and make it ready for training.
 
@@ -117,7 +117,7 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
     return Splits(splits["train"], splits["validation"], splits.get("test"), labels, source, findings)
 
 
-@_quiet()
+@quiet()
 def load_split(
     data: DataConfig, task: Task, labels: LabelMap, split: str | None = None, echo: Callable[[str], None] = print
 ) -> tuple[datasets.Dataset, Findings]:

@@ -24,6 +24,7 @@ from cv_hf.data.detection import as_lists, with_objects
 from cv_hf.data.doctor import Diagnosis, copied_objects
 from cv_hf.data.findings import CODES
 from cv_hf.data.labels import LabelMap
+from cv_hf.data.load import quiet
 from cv_hf.data.paths import Inside
 from cv_hf.errors import DataError
 
@@ -49,6 +50,7 @@ def check_out(out: str | Path, data: DataConfig, *folders: Path) -> None:
         raise DataError(f"--fix: {out} lies inside the dataset, which is never touched; name a folder outside of it.")
 
 
+@quiet()
 def repair(diagnosis: Diagnosis, out: Path, echo: Callable[[str], None] = print) -> None:
     """Write a repaired copy, and say what was changed.
 

@@ -244,3 +244,14 @@ def test_the_two_bad_boxes_of_bccd(tmp_path, capsys):
     assert content["findings"]["box-zero-area"]["count"] == 2
     named = [name.split("/")[-1].split(".")[0] for name in content["findings"]["box-zero-area"]["files"]]
     assert sorted(named) == ["BloodImage_00338", "BloodImage_00343"]
+
+
+def test_a_split_without_any_object_has_no_missing_labels(tmp_path):
+    FORMATS["yolo"].write(tmp_path / "set")
+    for file in (tmp_path / "set" / "labels" / "val").iterdir():
+        file.write_text("")
+    diagnosis = examined(tmp_path / "set", "yolo")
+    assert found(diagnosis) == {}
+    assert diagnosis.counts["val"] == {"a": 0, "b": 0}
+    repair(diagnosis, tmp_path / "out", lambda line: None)
+    assert targets(examined(tmp_path / "out", "yolo")) == targets(diagnosis)
