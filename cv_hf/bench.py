@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import UnreadableImage, decode
 from cv_hf.finetuning import open_recipe, prepare
-from cv_hf.training import EvalSamples, evaluate, preflight, read_ahead
+from cv_hf.training import EvalSamples, evaluate
 from cv_hf.training.progress import STARVED, memory_taken, starvation
 from cv_hf.training.samples import collate_eval
 from cv_hf.training.trainer import Trainer, checked
@@ -57,8 +57,6 @@ def bench(
     with tempfile.TemporaryDirectory() as aside, redirect_stdout(io.StringIO()):
         plain, task, _ = open_recipe(asked, [*changed, f"run_dir={aside}", "train.max_steps=1000000"], resume=False)
         splits, _, trainer = prepare(plain, task, Path(aside), None)
-        if "dataloader_num_workers" not in plain.train.arguments:
-            read_ahead(trainer, preflight(trainer, Path(aside)).seconds)
         reading, batches = _reading(trainer, seconds)
         training = _training(trainer, seconds)
         step = _step(trainer, batches, seconds)

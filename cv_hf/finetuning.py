@@ -51,7 +51,6 @@ from cv_hf.training import (
     newest_checkpoint,
     out_of_memory,
     preflight,
-    read_ahead,
     read_manifest,
     recorder,
     resolve,
@@ -323,9 +322,7 @@ def train(trainer: Trainer, recipe: Recipe, folder: Path, checkpoint: str | None
             trainer.load_weights(str(best))
             return end["outcome"]
     try:
-        found = preflight(trainer, folder)
-        ahead = None if "dataloader_num_workers" in recipe.train.arguments else read_ahead(trainer, found.seconds)
-        for line in [*found.lines()[:2], *([ahead] if ahead else [])]:
+        for line in preflight(trainer, folder).lines()[:2]:
             echo(line)
         if checkpoint:
             echo(f"resuming from {checkpoint}")

@@ -45,7 +45,8 @@ def test_slow_reading_is_seen_where_it_is(recipe, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(samples, "decode", slow)
     found = bench(recipe("vit"), ["train.dataloader_num_workers=0"], seconds=0.5)
     assert found["reading"]["images_per_second"] < 50
-    assert found["training"]["images_per_second"] < 50
+    # The first batch is not waited for.
+    assert found["training"]["images_per_second"] < 75
     assert found["training"]["waiting"] > 0.3
     assert found["verdict"].startswith("Training is held back by its images:")
     assert found["step"]["images_per_second"] > found["training"]["images_per_second"]

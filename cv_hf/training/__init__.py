@@ -6,7 +6,7 @@ from cv_hf.training.arguments import choose_metric, data_seed, describe, resolve
 from cv_hf.training.checkpoints import check_changes, disk_full, fault, newest_checkpoint, read_manifest, write_text
 from cv_hf.training.evaluation import evaluate, forward, gathered, recorder
 from cv_hf.training.preflight import Preflight, memory_error, out_of_memory, preflight
-from cv_hf.training.progress import Progress, read_ahead
+from cv_hf.training.progress import Progress
 from cv_hf.training.samples import EvalSamples, TrainSamples, collate_train
 from cv_hf.training.scales import Scales, find_scales
 from cv_hf.training.trainer import LogFile, Trainer, megabytes, takes_mask
@@ -35,7 +35,6 @@ __all__ = [
     "newest_checkpoint",
     "out_of_memory",
     "preflight",
-    "read_ahead",
     "read_manifest",
     "recorder",
     "resolve",

@@ -6,21 +6,16 @@ import math
 import os
 import time
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import psutil
 import torch
-import transformers
 from transformers import TrainerCallback
 
 # The model is starved when it waits for more than this share of the time, over so many seconds and steps.
 STARVED = 0.2
 _LEAST_SECONDS = 5.0
 _LEAST_STEPS = 10
-# Reading is given cores of its own from this share of a step on, but no more than these.
-_MUCH = 0.1
-_MOST_WORKERS = 8
 
 
 class Progress(TrainerCallback):
@@ -147,40 +142,6 @@ def starvation(waited: float, computed: float, workers: int, processes: int = 1,
         f"the model waits for its images {share:.0%} of the time, with {workers} loader worker(s) on {cores} cores.\n"
         f"{change}; or leave out costly augmentations."
     )
-
-
-def read_ahead(trainer: transformers.Trainer, seconds: tuple[float, float]) -> str | None:
-    """Give a run on a CPU the loader workers that it needs, and say so; None where it needs none or has some.
-
-    Which sample is drawn how does not depend on the number of workers.
-
-    Args:
-        trainer: before it trains.
-        seconds: of reading a batch in this process, and of a step on it.
-    """
-    arguments = trainer.args
-    if arguments.device.type != "cpu" or arguments.dataloader_num_workers:
-        return None
-    wanted = workers_wanted(*seconds, available_cores() // arguments.world_size)
-    if not wanted:
-        return None
-    arguments.dataloader_num_workers, arguments.dataloader_persistent_workers = wanted, True
-    trainer.score = partial(trainer.score, workers=wanted)
-    return f"reading takes {seconds[0] / sum(seconds):.0%} of the time: {wanted} loader worker(s) will read ahead"
-
-
-def workers_wanted(read: float, step: float, cores: int) -> int:
-    """How many loader workers keep up with a CPU that itself takes the steps.
-
-    None where reading takes so little of the time that it may as well wait its turn.
-
-    Args:
-        read, step: seconds of reading a batch in one process, and of a step on it.
-        cores: of this process.
-    """
-    if read < _MUCH * step:
-        return 0
-    return max(0, min(_MOST_WORKERS, cores - 1, math.ceil(read / step)))
 
 
 def available_cores() -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 # A terminal, a scheduler and `timeout` may each send the same signal; what comes later than this is meant.
 _AGAIN = 1.0
+# Seconds that a loader worker lives on after the signal, to read what the last step needs.
+_OUTLIVED = 60
 _HEARD = b"\nstopping: this step is finished and saved first (Ctrl-C once more: stop at once)\n"
 
 
@@ -64,4 +66,10 @@ def deaf(worker: int) -> None:
     Of SIGTERM it is the first that is not obeyed; PyTorch, which ends a worker by closing its queue, has it in reserve.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, _once_more)
+
+
+def _once_more(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Two signals in quick succession come as one, and the sender may wait for the end of this process.
+    signal.alarm(_OUTLIVED)

@@ -100,6 +100,7 @@ class Trainer(transformers.Trainer):
             self.add_callback(EarlyStoppingCallback(early_stopping_patience=early_stopping))
         self.early_stopping = early_stopping
         self.notes = notes or {}
+        self._loaders: tuple[Any, ...] = ()
         self.stop = Stop()
         self.add_callback(_Whereabouts(self))
 
@@ -114,12 +115,24 @@ class Trainer(transformers.Trainer):
         self._saved_step = None
         if self._resumed is not None:
             self.args.eval_on_start = False  # it is in the log already
-        with self.stop.heard():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+        try:
+            with self.stop.heard():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+        finally:
+            self._end_workers()
+
+    def _end_workers(self) -> None:
+        """End the loader workers that persist: at the end of the process they would be waited for."""
+        for loader in self._loaders:
+            iterator = vars(loader).get("_iterator")
+            if iterator is not None:
+                iterator._shutdown_workers()
+                loader._iterator = None
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
         base = loader.base_dataloader
+        self._loaders = (loader, base)
         # A loader draws a seed for its workers when it is made, which is at another time after a resume.
         base.generator = torch.Generator()
         first = base.worker_init_fn

@@ -59,7 +59,7 @@ def test_killed_at_random_moments(tmp_path):
 @pytest.mark.parametrize(
     ("family", "model", "train", "steps"),
     [
-        ("vit", DROPOUT, {"dataloader_num_workers": 2, "eval_strategy": "no", "early_stopping": None}, (2, 3)),
+        ("vit", DROPOUT, {"dataloader_num_workers": 2, "eval_strategy": "no", "early_stopping": None}, (2, 9)),
         ("vit", DROPOUT, {"ema": 0.5}, (5, 9)),
         # The epoch's line is written after its last checkpoint; early stopping ends within an epoch.
         ("vit", DROPOUT, {"logging_strategy": "epoch", "early_stopping": 3, "learning_rate": 1e-12}, (3, 4)),

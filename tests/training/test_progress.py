@@ -100,37 +100,6 @@ def test_the_change_fits_the_cores(
 
 
 @pytest.mark.parametrize(
-    ("read", "step", "cores", "workers"),
-    [
-        (0.05, 1.0, 8, 0),  # hardly any reading
-        (0.5, 1.0, 8, 1),
-        (2.5, 1.0, 8, 3),
-        (2.5, 1.0, 2, 1),  # one core is left to the model
-        (2.5, 1.0, 1, 0),
-        (100.0, 1.0, 64, 8),
-    ],
-)
-def test_workers_that_keep_up(read: float, step: float, cores: int, workers: int):
-    assert progress.workers_wanted(read, step, cores) == workers
-
-
-def test_a_run_that_reads_much_is_given_workers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(progress, "available_cores", lambda: 4)
-
-    def trainer(device: str, workers: int) -> SimpleNamespace:
-        device = SimpleNamespace(type=device)
-        args = SimpleNamespace(device=device, world_size=1, dataloader_num_workers=workers)
-        return SimpleNamespace(args=args, score=lambda **given: given)
-
-    reader = trainer("cpu", 0)
-    assert "67% of the time: 2 loader worker(s)" in progress.read_ahead(reader, (2.0, 1.0))
-    assert (reader.args.dataloader_num_workers, reader.args.dataloader_persistent_workers) == (2, True)
-    assert reader.score() == {"workers": 2}
-    for other in (trainer("cuda", 0), trainer("cpu", 1)):
-        assert progress.read_ahead(other, (2.0, 1.0)) is None
-
-
-@pytest.mark.parametrize(
     ("seconds", "text"), [(5.4, "5 s"), (65, "1 min 05 s"), (3599.7, "1 h 00 min"), (7260, "2 h 01 min")]
 )
 def test_durations(seconds: float, text: str):
