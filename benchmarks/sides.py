@@ -19,7 +19,7 @@ from cv_hf.finetuning import build_trainer
 from cv_hf.models import build_model
 from cv_hf.models import sample as sample_models
 from cv_hf.tasks import get_task
-from cv_hf.training import preflight, read_ahead, resolve
+from cv_hf.training import resolve
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,7 @@ class Case:
             torch.manual_seed(0)
             fields = task.model_fields(splits.labels, splits.train.column_names)
             built = build_model(recipe.model, task.auto_class, fields)
-            trainer = build_trainer(recipe, task, splits, built, run)
-            if "dataloader_num_workers" not in train:
-                read_ahead(trainer, preflight(trainer, run).seconds)
-            return trainer
+            return build_trainer(recipe, task, splits, built, run)
 
 
 class StepTimes(TrainerCallback):
