@@ -23,6 +23,7 @@ from cv_hf.data.paths import Inside, check_name
 from cv_hf.errors import DataError
 
 ANNOTATION_FOLDERS = ("annotations", "annots", "annotation", "annot")
+_FEW_PIXELS = 1 << 22
 IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "image", "img", "data", "photos", "pictures")
 
 
@@ -177,12 +178,13 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
         raise DataError(f"{folder}: cannot be read ({error.strerror}).") from None
 
 
-def decode_mask(mask: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
+def decode_mask(mask: Mapping[str, Any] | None, name: str, size: tuple[int, int] | None = None) -> PIL.Image.Image:
     """Decode the picture of a mask, upright, in its own mode: its pixels are values, not colours.
 
     Args:
         mask: `{"path": ..., "bytes": ...}`.
         name: what to call it in an error.
+        size: (height, width) of its image. A mask that says to have many more pixels is not decoded.
 
     Raises:
         UnreadableImage: missing, not an image, or a JPEG, whose values are not those that were written.
@@ -194,6 +196,9 @@ def decode_mask(mask: Mapping[str, Any] | None, name: str) -> PIL.Image.Image:
         with PIL.Image.open(in_memory(content or path), formats=image_formats()) as opened:
             if opened.format in ("JPEG", "MPO"):
                 raise UnreadableImage(name, "a JPEG, whose compression changes its values", "lossy-mask")
+            if size is not None and opened.width * opened.height > 4 * size[0] * size[1] + _FEW_PIXELS:
+                reason = f"{opened.width}x{opened.height}, in an image of {size[1]}x{size[0]}"
+                raise UnreadableImage(name, reason, "mask-size-mismatch")
             PIL.ImageOps.exif_transpose(opened, in_place=True)
             if opened.format == "GIF" and opened.mode == "P":
                 # GIF has no grey but as a palette, whose order is the writer's.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,8 @@ _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC_INTERPRETATION = 262
 _PLANAR_CONFIGURATION = 284
 _READ_WHOLE = 1 << 26
+# Headers are read by many threads, each of which could meet a small file that says to be a huge image.
+_ONE_AT_A_TIME = threading.Lock()
 _CHECKED_AT_ONCE = 10_000
 # Photos of phones and cameras, which Pillow alone does not decode; as TIFF it would read a raw's thumbnail.
 _NOT_DECODED = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
@@ -139,7 +142,8 @@ def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None =
     except Exception as error:
         raise _unreadable(error, source, name) from None
     if early:
-        decode(image, name)
+        with _ONE_AT_A_TIME:
+            decode(image, name)
     return codes
 
 

@@ -299,9 +299,9 @@ def _seen(splits: Mapping[str, datasets.Dataset]) -> set[int]:
     return seen
 
 
-def _numbered(mask: Mapping[str, Any], name: str) -> np.ndarray:
-    """256 green + red of each pixel (height, width) that shows an object, else 0."""
-    image = decode_mask(mask, name)
+def _numbered(mask: Mapping[str, Any], name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """256 green + red of each pixel (height, width) that shows an object, else 0; `size` is that of the image."""
+    image = decode_mask(mask, name, size)
     if image.mode not in ("RGB", "RGBA"):
         reason = f"not in red (the class) and green (the object), but of mode {image.mode}"
         raise UnreadableImage(name, reason, "unreadable-mask")
@@ -316,7 +316,7 @@ def _from_map(
     """The row with `objects` of its `mask`, whose classes are source ids of the map."""
     name = row["file"]
     try:
-        ids = _numbered(row["mask"], name)
+        ids = _numbered(row["mask"], name, size)
     except UnreadableImage as error:
         return None, [(error.code, name, error.reason)]
     if ids.shape != tuple(size):
@@ -345,7 +345,7 @@ def _from_images(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping
             continue
         try:
             # In a list paths are not checked to be within the dataset.
-            pixels = np.asarray(decode_mask(image and {"bytes": image["bytes"]}, name))
+            pixels = np.asarray(decode_mask(image and {"bytes": image["bytes"]}, name, size))
         except UnreadableImage as error:
             findings.append((error.code, name, error.reason))
             continue

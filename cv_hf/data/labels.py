@@ -297,7 +297,7 @@ def _read(name: str, folder: Path | None) -> list[str] | dict[int | str, str]:
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:
         values = json.loads(text) if suffix == ".json" else yaml.load(text, Loader=_Loader)
-    except (ValueError, yaml.YAMLError, RecursionError):
+    except (ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError, RecursionError):  # "!!int" of no number
         raise DataError(f"data.labels: {name} is not valid {suffix[1:].upper()}.") from None
     if not isinstance(values, (list, dict)) or not values:
         raise DataError(f"data.labels: {name} must hold a list of names, or {{id: name}}.")

@@ -156,7 +156,7 @@ def fit(
     # Void, too, is a segment that is known.
     listed_ids = np.array([*(segment["id"] for segment in segments), 0], np.int64)
     try:
-        ids = _decode(row["mask"], name, listed_ids)
+        ids = _decode(row["mask"], name, listed_ids, size)
     except UnreadableImage as error:
         return None, [(error.code, name, error.reason)]
     if ids.shape != tuple(size):
@@ -201,9 +201,11 @@ def unlisted_pixels(row: Mapping[str, Any]) -> np.ndarray:
     return ~np.isin(_decode(row["mask"], row["file"], known), known)
 
 
-def _decode(mask: Mapping[str, Any], name: str, listed_ids: np.ndarray) -> np.ndarray:
-    """The segment ids (height, width) of a mask's picture."""
-    image = decode_mask(mask, name)
+def _decode(
+    mask: Mapping[str, Any], name: str, listed_ids: np.ndarray, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The segment ids (height, width) of a mask's picture; `size` is that of the image."""
+    image = decode_mask(mask, name, size)
     if image.mode == "P":
         # Ids of 8 bits, written with colours for the eye; or RGB, which a program that makes files smaller rewrote.
         readings = (np.asarray(image), _packed(image))

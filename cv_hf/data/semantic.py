@@ -192,7 +192,7 @@ def fit(
         return {**row, "mask": codes[fitting["mask"]]}, findings
     name, lookup = row["file"], _lookup(labels)
     try:
-        values = _values(decode_mask(row["mask"], name), lookup.coloured, lookup.one, name)
+        values = _values(decode_mask(row["mask"], name, size), lookup.coloured, lookup.one, name)
     except UnreadableImage as error:
         return None, [(error.code, name, error.reason)]
     if values.shape != tuple(size):
