@@ -64,8 +64,8 @@ TASKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "panoptic": ("panoptic-segmentation", "maskformer", {}, {"batch_size": 4, "logging_steps": 5, "ema": 0.9}),
     "universal": ("universal-segmentation", "oneformer", {}, {"batch_size": 4, "max_steps": 7}),
 }
-# Times, and the paths of two run directories.
-TIMES = re.compile(r"seconds|per_second|runtime|best_model_checkpoint|run_dir")
+# Times, the paths of two run directories, and how long a text a tokenizer was last asked for.
+TIMES = re.compile(r"seconds|per_second|runtime|best_model_checkpoint|run_dir|^/truncation/")
 
 
 def main() -> int:

@@ -380,6 +380,10 @@ class Trainer(transformers.Trainer):
         # The checkpoint's own number of steps between lines, evaluations and saves may have been changed.
         self.state.compute_steps(self.args, self.state.max_steps)
         self._find_best()
+        if self.args.should_save:
+            # What was left undone, after which no save may be due.
+            clear(self._resumed.parent)
+            rotate(self._resumed.parent, self._resumed, self.state.best_model_checkpoint, self.args.save_total_limit)
         # The loop loads it once more; what is saved before then needs it too.
         self._load_rng_state(str(self._resumed))
         self.control.should_training_stop = self._over()

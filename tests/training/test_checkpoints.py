@@ -236,6 +236,18 @@ def test_one_that_lacks_only_its_name_is_used(cut):
     assert (folder / "checkpoint-3" / "model.safetensors").is_file()
 
 
+def test_what_a_kill_after_the_last_save_left_is_removed(unstopped, tmp_path):
+    """Between its new name and the end of rotation; no save follows that would."""
+    values, whole = unstopped
+    run = interrupted_after(whole, 7, tmp_path / "run")
+    folder = run / "checkpoints"
+    for left in ("checkpoint-1", ".checkpoint-3.removed", ".checkpoint-5.partial"):
+        shutil.copytree(folder / "checkpoint-7", folder / left)
+    (folder / ".checkpoint-5.partial" / "manifest.json").unlink()
+    finetune({**values, "run_dir": str(run)}, resume=True)
+    assert differences(whole, run) == []
+
+
 def test_without_any_it_begins_at_the_start(saved, cut, capsys):
     for manifest in (cut / "checkpoints").glob("*/manifest.json"):
         manifest.unlink()
