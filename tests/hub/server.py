@@ -5,12 +5,12 @@ import re
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from time import sleep
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.next_fault(self.command, self.route, answering=False)
         try:
             if fault and fault.delay:
-                time.sleep(fault.delay)
+                sleep(fault.delay)
             if fault and fault.cut_after is not None:
                 self.rfile.read(min(fault.cut_after, int(self.headers.get("Content-Length", 0))))
                 return self.hang_up()
@@ -267,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         can_fail = status < 300 and (body or self.command not in ("GET", "HEAD"))
         fault = self.hub.next_fault(self.command, self.route, answering=True) if can_fail else None
         if fault:
-            time.sleep(fault.delay)
+            sleep(fault.delay)
             body = altered(body) if fault.alter else body
             body = body[: fault.truncate_to]
         if fault and fault.lost and fault.status:
