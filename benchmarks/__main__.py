@@ -17,6 +17,7 @@ from benchmarks.clothing import clothing
 from benchmarks.detection_metric import detection_metric
 from benchmarks.neighborhood import neighborhood
 from benchmarks.nuclei import nuclei
+from benchmarks.scaling import scaling
 from benchmarks.segmentation_memory import segmentation_memory
 from benchmarks.segments import segments
 from benchmarks.speed import speed
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "detection_metric": detection_metric,
     "neighborhood": neighborhood,
     "nuclei": nuclei,
+    "scaling": scaling,
     "segmentation_memory": segmentation_memory,
     "segments": segments,
     "speed": speed,
