@@ -133,8 +133,8 @@ def test_warnings_of_a_good_run_are_kept_once(fake, capfd):
 LAUNCHER = """
 import sys
 from cv_hf import launch
-launch.PATIENCE = launch.GRACE = 1.0
-sys.exit(launch.launch(2, sys.argv[2:], command=[sys.executable, sys.argv[1]]))
+launch.PATIENCE = launch.GRACE = float(sys.argv[2])
+sys.exit(launch.launch(2, sys.argv[3:], command=[sys.executable, sys.argv[1]]))
 """
 
 
@@ -154,14 +154,14 @@ def test_sigterm_leaves_no_process(fake, tmp_path, deaf):
     """
     pids = tmp_path / "pids"
     pids.mkdir()
-    command = [sys.executable, "-c", LAUNCHER, fake(body)[1], str(pids)]
+    command = [sys.executable, "-c", LAUNCHER, fake(body)[1], "1" if deaf else "60", str(pids)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as launcher:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(started := [f for f in pids.iterdir() if f.read_text().endswith("\n")]) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         launcher.send_signal(signal.SIGTERM)
-        _, said = launcher.communicate(timeout=30)
+        _, said = launcher.communicate(timeout=120)
     assert launcher.returncode == 130
     assert said == ("cv-hf: interrupted.\n" if deaf else "cv-hf: interrupted; to go on: ...\n")
     for file in started:
@@ -189,7 +189,7 @@ def test_on_a_terminal_bars_are_shown_and_one_error(fake, tmp_path, rank):
         sys.exit(2)
     """
     master, slave = pty.openpty()
-    command = [sys.executable, "-c", LAUNCHER, fake(body)[1]]
+    command = [sys.executable, "-c", LAUNCHER, fake(body)[1], "1"]
     done = subprocess.run(command, stderr=slave)
     os.close(slave)
     shown = os.read(master, 65536).decode()

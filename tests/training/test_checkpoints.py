@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -346,6 +347,7 @@ def test_a_second_ctrl_c_does_not_wait(recipe, monkeypatch):
     def pressed(self, *arguments, **named):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)  # a thread of a library may be given it, and Python hears of it later
         raise AssertionError("not heard")
 
     monkeypatch.setattr(stopping, "_AGAIN", -1.0)
