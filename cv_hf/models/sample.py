@@ -155,6 +155,7 @@ def mask2former_efficientnet_lite0(folder: Path, *, pretrained: bool = True, ima
     )
     torch.manual_seed(0)
     model = Mask2FormerForUniversalSegmentation(config)
+    _spread(model.model.transformer_module.queries_embedder, model.model.transformer_module.queries_features)
     _fill(model.model.pixel_level_module.encoder, pretrained)
     processor = Mask2FormerImageProcessor(**_pixels(image_size), ignore_index=255)
     with _complete_or_absent(folder) as partial:
@@ -205,6 +206,7 @@ def oneformer_efficientnet_lite0(folder: Path, *, pretrained: bool = True, image
     )
     torch.manual_seed(0)
     model = OneFormerForUniversalSegmentation(config)
+    _spread(model.model.transformer_module.queries_embedder)
     _fill(model.model.pixel_level_module.encoder, pretrained)
     processor = OneFormerImageProcessor(
         **_pixels(image_size), ignore_index=255, num_text=config.num_queries - config.text_encoder_n_ctx
@@ -268,6 +270,16 @@ def _fill(backbone: Any, pretrained: bool) -> None:
     """Load the weights below the classifier only: features have no use for the last convolution."""
     source = _classifier(pretrained).state_dict()
     backbone._backbone.load_state_dict({name: source[name] for name in backbone._backbone.state_dict()})
+
+
+def _spread(*queries: torch.nn.Embedding) -> None:
+    """Draw queries from N(0, 1), as the papers' own code does.
+
+    Transformers draws them with `init_std`. Then all begin nearly alike, those of OneFormer most of all, which have
+    nothing else to differ by, and it takes thousands of steps until two of them take two objects that touch.
+    """
+    for each in queries:
+        torch.nn.init.normal_(each.weight)
 
 
 def _pixels(image_size: int) -> dict[str, Any]:
