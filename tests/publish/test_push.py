@@ -164,49 +164,55 @@ def fault(hub: LoopbackHub, request: str, how: dict, times: int | None):
     return hub.fault(method, path, times=times, **how)
 
 
-@pytest.mark.parametrize("request_", REQUESTS)
-def test_what_passes_is_tried_again_and_ends_in_one_commit(hub, run, waits, request_, monkeypatch):
+PASSED = [
+    (request, name)
+    for request, (method, _) in REQUESTS.items()
+    for name in PASSING
+    if (request, name) != ("may I write", "cut") and (method != "GET" or name != "lost")
+]
+ENDED = [
+    (request, name)
+    for request in REQUESTS
+    for name in (*FINAL, "409", "503", "cut")
+    if (request, name) not in NO_MATTER
+]
+
+
+@pytest.mark.parametrize(("request_", "name"), PASSED)
+def test_what_passes_is_tried_again_and_ends_in_one_commit(hub, run, waits, request_, name, monkeypatch):
     monkeypatch.setattr(http, "SILENCE", 1.0)
-    for name, how in PASSING.items():
-        if (request_, name) == ("may I write", "cut") or (name == "lost" and REQUESTS[request_][0] == "GET"):
-            continue
-        hub.store.large.clear()
-        waits.clear()
-        repo_id = f"tester/{name}-{request_.replace(' ', '-')}"
-        planted = fault(hub, request_, how, times=1)
-        push(run, repo_id)
-        assert planted.hits == 1, name
-        repository = hub.repo(repo_id)
-        assert len(repository.commits) == 2, name
-        assert set(repository.files()) == {"README.md", "config.json", "model.safetensors", "recipe.yaml"}
-        assert 1 <= len(waits) <= 2, name
-        if name == "429":
-            assert max(waits) in (7, 8), "as long as the Hub asks, and a second more by its own client"
+    hub.store.large.clear()
+    repo_id = f"tester/{name}-{request_.replace(' ', '-')}"
+    planted = fault(hub, request_, PASSING[name], times=1)
+    push(run, repo_id)
+    assert planted.hits == 1
+    repository = hub.repo(repo_id)
+    assert len(repository.commits) == 2
+    assert set(repository.files()) == {"README.md", "config.json", "model.safetensors", "recipe.yaml"}
+    assert 1 <= len(waits) <= 2
+    if name == "429":
+        assert max(waits) in (7, 8), "as long as the Hub asks, and a second more by its own client"
 
 
-@pytest.mark.parametrize("request_", REQUESTS)
-def test_what_does_not_pass_ends_with_the_cause_and_the_command(hub, run, waits, request_):
-    for name, how in {**FINAL, **{name: PASSING[name] for name in ("409", "503", "cut")}}.items():
-        if (request_, name) in NO_MATTER:
-            continue
-        hub.store.large.clear()
-        waits.clear()
-        repo_id = f"tester/{name}-for-good-{request_.replace(' ', '-')}"
-        planted = fault(hub, request_, how, times=None)
-        message = failure(run, repo_id, private=True)
-        assert message.endswith(f"Nothing is lost. To go on: cv-hf push '{run}' {repo_id} --private")
-        cause = message.splitlines()[0]
-        status = how.get("status")
-        if name == "cut":
-            assert "the Hub cannot be reached" in cause or "answered 599" in cause, cause
-        else:
-            assert f"the Hub answered {status} (" in cause, cause
-        assert planted.hits <= (24 if name in PASSING else 2), (name, planted.hits)
-        assert sum(waits) < 300
-        planted.times = 0
-        push(run, repo_id, private=True)
-        assert len(hub.repo(repo_id).commits) == 2, name
-        assert hub.repo(repo_id).files()["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+@pytest.mark.parametrize(("request_", "name"), ENDED)
+def test_what_does_not_pass_ends_with_the_cause_and_the_command(hub, run, waits, request_, name):
+    how = {**PASSING, **FINAL}[name]
+    hub.store.large.clear()
+    repo_id = f"tester/{name}-for-good-{request_.replace(' ', '-')}"
+    planted = fault(hub, request_, how, times=None)
+    message = failure(run, repo_id, private=True)
+    assert message.endswith(f"Nothing is lost. To go on: cv-hf push '{run}' {repo_id} --private")
+    cause = message.splitlines()[0]
+    if name == "cut":
+        assert "the Hub cannot be reached" in cause or "answered 599" in cause, cause
+    else:
+        assert f"the Hub answered {how['status']} (" in cause, cause
+    assert planted.hits <= (24 if name in PASSING else 2)
+    assert sum(waits) < 300
+    planted.times = 0
+    push(run, repo_id, private=True)
+    assert len(hub.repo(repo_id).commits) == 2
+    assert hub.repo(repo_id).files()["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("answer", [{"status": 500}, {"status": 504}, {"cut_after": 0}, {"delay": 3}])
