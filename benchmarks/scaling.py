@@ -117,16 +117,19 @@ def _row(series: Series, found: Sequence[dict[str, float]]) -> dict[str, Any]:
         values = [round(each["objects"]) for each in found]
     # Who works: the training process and its workers.
     parts = [1 + value for value in values] if series.field == "workers" else values
-    times, memory = ([each[name] for each in found] for name in ("milliseconds", "megabytes"))
+    times, work, memory = ([each[name] for each in found] for name in ("milliseconds", "core", "megabytes"))
+    # Whether more hands make lighter work shows by the clock; else the work is what grows.
+    grown = exponents(parts, times if series.field in ("workers", "processes") else work)
     return {
         "against": series.name,
         "values": _joined(values),
         "ms an image": _joined(times),
+        "core ms an image": _joined(work),
         "MB an image": _joined(memory),
         "peak MB": _joined([each["peak"] for each in found]),
-        "time grows as n to the": ", ".join(f"{each:.1f}" for each in exponents(parts, times)),
+        "time grows as n to the": ", ".join(f"{each:.1f}" for each in grown),
         "memory as n to the": ", ".join(f"{each:.1f}" for each in exponents(parts, memory)),
-        "stops scaling": stop(values, exponents(parts, times), series.limit),
+        "stops scaling": stop(values, grown, series.limit),
     }
 
 
@@ -162,14 +165,24 @@ def measured(point: Point, folder: Path) -> dict[str, float]:
 
 
 class _Until(StepTimes):
-    """Ends training when it was long enough."""
+    """Ends training when it was long enough; what it took after the first step, workers and all."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end()
-        enough = len(self.ends) > LEAST_STEPS and self.ends[-1] - self.ends[0] > SECONDS
+        if len(self.ends) == 1:
+            self.cores = -_core_seconds()
         # Several processes end together.
-        control.should_training_stop = all(gather_object([enough]))
-        self.workers = sum(child.memory_full_info().uss for child in psutil.Process().children())
+        enough = len(self.ends) > LEAST_STEPS and self.ends[-1] - self.ends[0] > SECONDS
+        if all(gather_object([enough])):
+            control.should_training_stop = True
+            self.cores += _core_seconds()
+            self.workers = sum(child.memory_full_info().uss for child in psutil.Process().children())
+
+
+def _core_seconds() -> float:
+    """Of all threads of this process and its workers."""
+    processes = [psutil.Process(), *psutil.Process().children()]
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 def _case(point: Point, folder: Path) -> Case:
@@ -199,6 +212,7 @@ def _point(point: Point, folder: Path) -> dict[str, float]:
     taken = statistics.mean(steps) if point.workers else statistics.median(steps)
     return {
         "milliseconds": 1000 * taken / point.batch_size,
+        "core": 1000 * sum(gather_object([watch.cores])) / len(steps) / point.batch_size,
         "megabytes": sum(gather_object([more])) / 1e6 / point.batch_size,
         "peak": sum(gather_object([peak])) / 1e6,
         "objects": _objects(case.data),
