@@ -131,9 +131,14 @@ def targets(rows: Sequence[Mapping[str, Any]], labels: LabelMap, needs: Needs) -
         For a model that is told its task in words, `task_inputs` and `text_inputs` too.
     """
     if needs.kind == "maps":
-        maps = np.stack([class_map(row).astype(np.int64) - 1 for row in rows])
-        maps[maps < 0] = needs.ignore_index
-        return {"labels": torch.from_numpy(maps)}
+        maps = np.stack([class_map(row) for row in rows])
+        # Of unsigned numbers 0 becomes the greatest, which of 8 bits is the usual ignored value itself.
+        nothing = np.iinfo(maps.dtype).max
+        maps -= maps.dtype.type(1)
+        ids = torch.from_numpy(maps).to(torch.int64)
+        if needs.ignore_index != nothing:
+            ids.masked_fill_(ids == nothing, needs.ignore_index)
+        return {"labels": ids}
     found = [_objects(row, labels) for row in rows]
     classes = [torch.from_numpy(each) for _, each in found]
     if needs.kind == "objects":
