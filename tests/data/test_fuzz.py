@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import functools
 import gc
 import json
 import os
@@ -36,6 +37,7 @@ from cv_hf.errors import CvHfError
 from cv_hf.tasks import get_task
 from tests.data.boxed import photo
 from tests.data.samples import png
+from tests.data.test_hub_reader import parquet
 
 # What one dataset may take beyond what Python and its libraries have taken already, and how long.
 MEMORY = 1 << 31  # of which a third is for the largest image that Pillow decodes
@@ -214,6 +216,11 @@ def objects_table() -> Files:
     return {"train/metadata.jsonl": lines.encode(), **{f"train/{n}.png": photo(format="PNG") for n in range(6)}}
 
 
+@functools.cache
+def parquet_tables() -> Files:
+    return {"train.parquet": parquet(6), "validation.parquet": parquet(4, 6)}
+
+
 FORMATS: dict[str, tuple[str, Callable[[], Files], dict[str, Any]]] = {
     "coco": ("object-detection", coco, {}),
     "coco instances": ("instance-segmentation", lambda: coco(masks=True), {}),
@@ -225,6 +232,7 @@ FORMATS: dict[str, tuple[str, Callable[[], Files], dict[str, Any]]] = {
     "metadata.jsonl": ("image-classification", metadata, {}),
     "metadata.csv": ("image-classification", lambda: metadata("csv"), {}),
     "objects": ("object-detection", objects_table, {"box_format": "xywh"}),
+    "parquet": ("image-classification", lambda: dict(parquet_tables()), {}),
     "masks of objects": ("instance-segmentation", objects_table, {}),
 }
 
