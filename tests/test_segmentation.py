@@ -125,6 +125,24 @@ def test_answers_differ_by_the_largest_segment_that_only_one_has(other, share):
         assert bool(words) == (share > 0)
 
 
+def test_instances_agree_in_whatever_order_they_were_painted():
+    """Two that overlap: which has the pixels of both depends on an order that nobody promises; nothing else does."""
+    low, high = square(0, 0, 50), square(0, 20, 50)
+    first = answer(("cat", 0.8, low), ("dog", 0.7, high & ~low))
+    last = answer(("dog", 0.7, high), ("cat", 0.8, low & ~high))
+    moved = answer(("dog", 0.7, square(10, 20, 50)), ("cat", 0.8, low & ~square(10, 20, 50)))
+    swapped = answer(("cat", 0.7, high), ("dog", 0.8, low & ~high))
+
+    def share(mine: list, theirs: list, subtask: str = "instance") -> float:
+        return segmentation.compare(mine, theirs, (100, 100), {"threshold": 0.5, "subtask": subtask})[0]
+
+    assert share(first, last) == share(last, first) == 0.0
+    assert share(first, last, "panoptic") == 0.25
+    assert share(first, moved) > 0.0
+    assert share(first, swapped) == 0.25
+    assert share(first, first[:1]) == 0.1
+
+
 def test_two_equal_segments_are_not_one():
     twice = answer(("cat", 0.8, square(0, 0, 50)), ("cat", 0.8, square(0, 0, 50)))
     assert segmentation.compare(twice, twice[:1], (100, 100), {"threshold": 0.5})[0] == 0.25
