@@ -122,7 +122,11 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether this is the want of memory, on any device or in a loader worker."""
-    known = r"not enough memory|can't allocate memory|out of memory|Cannot allocate memory|is killed by signal: Killed"
+    # oneDNN says the last; of what it does not have, it is the descriptor of a primitive that it could not create.
+    known = (
+        r"not enough memory|can't allocate memory|out of memory|Cannot allocate memory|is killed by signal: Killed|"
+        r"could not create a primitive$"
+    )
     return any(
         isinstance(cause, MemoryError | torch.OutOfMemoryError)
         or (isinstance(cause, RuntimeError | OSError) and re.search(known, str(cause), re.IGNORECASE))
@@ -173,7 +177,8 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Of a result, the tensor itself would hold the graph that holds it, for ever where no backward follows.
+        return tensor.detach()
 
     try:
         with unchanged_random_state():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -238,6 +239,27 @@ def test_out_of_memory_names_a_batch_that_was_tried(recipe, monkeypatch, error):
     assert finetune(values, ["train.gradient_accumulation_steps=4"], resume=True).metrics["train"]["steps"] == 3
 
 
+def held() -> int:
+    """Bytes of all tensors there are."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def test_a_batch_that_did_not_fit_is_let_go(recipe, trainer_of, tmp_path):
+    """Else the smaller ones that are tried after it have the less room."""
+    trainer = trainer_of(recipe("vit"))
+
+    def fail(module: torch.nn.Module, args: object) -> None:
+        raise MemoryError
+
+    trainer.model.classifier.register_forward_pre_hook(fail)
+    before = held()
+    with pytest.raises(ResourceError):
+        preflight(trainer, tmp_path)
+    assert held() == before
+
+
 def test_out_of_memory_in_the_middle_of_training(recipe, monkeypatch, capsys):
     """As when other programs take it: preflight had enough."""
     values = recipe("vit", train={"batch_size": 6, "gradient_accumulation_steps": 2})
@@ -266,6 +288,8 @@ def test_not_even_one_image(recipe, monkeypatch):
 def test_what_is_no_want_of_memory():
     assert not out_of_memory(RuntimeError("a bug"))
     assert out_of_memory(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+    assert out_of_memory(RuntimeError("could not create a primitive"))
+    assert not out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
     arguments = SimpleNamespace(per_device_train_batch_size=7, gradient_accumulation_steps=1, world_size=2)
     assert "Try 1: train.gradient_accumulation_steps=7 is the same" in str(memory_error(arguments))
     assert "train.batch_size=2 another" in str(memory_error(arguments))
