@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import UnreadableImage, decode
 from cv_hf.finetuning import open_recipe, prepare
-from cv_hf.training import EvalSamples, evaluate
+from cv_hf.training import EvalSamples, evaluate, memory_error, out_of_memory
 from cv_hf.training.progress import STARVED, memory_taken, starvation
 from cv_hf.training.samples import collate_eval
 from cv_hf.training.trainer import Trainer, checked
@@ -57,10 +57,15 @@ def bench(
     with tempfile.TemporaryDirectory() as aside, redirect_stdout(io.StringIO()):
         plain, task, _ = open_recipe(asked, [*changed, f"run_dir={aside}", "train.max_steps=1000000"], resume=False)
         splits, _, trainer = prepare(plain, task, Path(aside), None)
-        reading, batches = _reading(trainer, seconds)
-        training = _training(trainer, seconds)
-        step = _step(trainer, batches, seconds)
-        scored = _evaluation(trainer, task, splits, plain.eval.batch_size, seconds)
+        try:
+            reading, batches = _reading(trainer, seconds)
+            training = _training(trainer, seconds)
+            step = _step(trainer, batches, seconds)
+            scored = _evaluation(trainer, task, splits, plain.eval.batch_size, seconds)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise memory_error(trainer.args) from None
     found = {"reading": reading, "step": step, "training": training, "evaluation": scored, "memory": memory_taken()}
     return {**found, "verdict": _verdict(found, trainer)}
 

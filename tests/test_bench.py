@@ -52,6 +52,19 @@ def test_slow_reading_is_seen_where_it_is(recipe, monkeypatch: pytest.MonkeyPatc
     assert found["step"]["images_per_second"] > found["training"]["images_per_second"]
 
 
+def test_out_of_memory_names_the_batch_to_try(recipe, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
+    def greedy(*args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 58097664 bytes.")
+
+    monkeypatch.setattr("cv_hf.training.Trainer.training_step", greedy)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe("vit")))
+    assert main(["bench", str(file), "--seconds", "0.1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cv-hf: out of memory with 8 image(s) per device at once.\nTry 4: ")
+    assert "train.batch_size=4" in error
+
+
 def test_the_verdict_names_what_holds_back():
     trainer = SimpleNamespace(args=SimpleNamespace(bf16=False, fp16=False, world_size=1))
     scored = {"reading": 0.1, "forward": 0.3, "metrics": 0.6}
