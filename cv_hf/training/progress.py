@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 STARVED = 0.2
 _LEAST_SECONDS = 5.0
 _LEAST_STEPS = 10
+# The numbers first: a terminal of 80 columns has room for little more.
+_BAR = "training {n_fmt}/{total_fmt}, {remaining} left{postfix} {percentage:3.0f}%|{bar}|"
 
 
 class Progress(TrainerCallback):
@@ -43,7 +45,7 @@ class Progress(TrainerCallback):
 
         if state.is_world_process_zero and not self.disable:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="training", disable=None, dynamic_ncols=True
+                total=state.max_steps, initial=state.global_step, bar_format=_BAR, disable=None, dynamic_ncols=True
             )
         self._forget()
 
@@ -61,6 +63,7 @@ class Progress(TrainerCallback):
             self.waited += self.fetched
             self.computed += now - self.since
             self.steps += 1
+            self.watched = [a + b for a, b in zip(self.watched, (self.fetched, now - self.since, 1), strict=True)]
         # The first step of all allocates and compiles, and is no measure of the others.
         self.started, self.since = True, now
         if self.bar is not None:
@@ -93,6 +96,8 @@ class Progress(TrainerCallback):
     def _forget(self) -> None:
         self.waited = self.computed = self.fetched = 0.0
         self.steps, self.started = 0, False
+        # As above, of the stretch that a warning is about: lines may come more often than it takes to tell.
+        self.watched = [0.0, 0.0, 0]
         self.since = time.monotonic()
 
     def _speed(self, state: Any) -> list[str]:
@@ -111,12 +116,14 @@ class Progress(TrainerCallback):
         return self.waited / max(self.waited + self.computed, 1e-9)
 
     def _warn(self, args: Any) -> None:
-        if self.warned or self.steps < _LEAST_STEPS or self.waited + self.computed < _LEAST_SECONDS:
+        waited, computed, steps = self.watched
+        if self.warned or steps < _LEAST_STEPS or waited + computed < _LEAST_SECONDS:
             return
-        if self.share > STARVED:
+        self.watched = [0.0, 0.0, 0]
+        if waited > STARVED * (waited + computed):
             self.warned = True
             self.bar.clear()
-            words = starvation(self.waited, self.computed, args.dataloader_num_workers, args.world_size)
+            words = starvation(waited, computed, args.dataloader_num_workers, args.world_size)
             print(f"{words} `cv-hf bench RECIPE` says what takes how long.", flush=True)
 
 
@@ -139,7 +146,7 @@ def starvation(waited: float, computed: float, workers: int, processes: int = 1,
     else:
         change = "All cores read already: store the images smaller, about as large as the model takes them"
     return (
-        f"the model waits for its images {share:.0%} of the time, with {workers} loader worker(s) on {cores} cores.\n"
+        f"the model waits for its images {share:.0%} of the time, with {workers} loader worker(s) on {cores} core(s).\n"
         f"{change}; or leave out costly augmentations."
     )
 

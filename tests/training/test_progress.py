@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -72,8 +74,34 @@ def test_a_starved_model_is_told_of_once(clock: Clock, capsys: pytest.CaptureFix
     run(clock, 60, fetch=0.4, compute=0.4, log_every=15)
     text = capsys.readouterr().out
     assert text.count("waits for its images") == 1
-    assert "waits for its images 50% of the time, with 0 loader worker(s) on 2 cores" in text
+    assert "waits for its images 50% of the time, with 0 loader worker(s) on 2 core(s)" in text
     assert "Try train.dataloader_num_workers=1;" in text
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 1000])
+def test_it_is_told_however_often_there_is_a_line(clock: Clock, capsys: pytest.CaptureFixture, log_every: int):
+    run(clock, 60, fetch=0.1, compute=0.1, log_every=log_every)
+    assert capsys.readouterr().out.count("waits for its images 50% of the time") == 1
+
+
+def test_a_terminal_of_80_columns_shows_every_number(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def fileno(self) -> int:
+            return 2
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((80, 24)))
+    run(clock, 20, fetch=0.02, compute=0.18)
+    frames = [frame for frame in terminal.getvalue().split("\r") if "loss" in frame]
+    assert frames
+    for frame in frames:
+        assert frame.startswith("training ")
+        assert " left, loss 0.2500, 80 images/s, waiting 10%, 1.5 GB" in frame
+        assert len(frame.rstrip("\n")) <= 80
 
 
 @pytest.mark.parametrize(("fetch", "compute"), [(0.1, 0.9), (0.001, 0.001)])
