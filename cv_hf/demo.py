@@ -16,12 +16,12 @@ from cv_hf.errors import CheckFailed, CvHfError
 
 ENOUGH = 0.97
 ENOUGH_MAP_50 = 0.3
-# So little training finds digits and seldom reads them: all but the digits, stuff, is what must lie in its place.
+# An answer without any digit has a mean IoU of 0.48, and nothing of the others.
 ENOUGH_SEGMENTED = {
-    "semantic": ("pixel_accuracy", 0.9),
-    "instance": ("mask_map_50", 0.05),
-    "panoptic": ("pq_stuff", 0.8),
-    "universal": ("pq_stuff", 0.8),
+    "semantic": ("mean_iou", 0.6),
+    "instance": ("mask_map_50", 0.3),
+    "panoptic": ("pq_things", 0.2),
+    "universal": ("pq_things", 0.1),
 }
 
 # What other code would run; it knows nothing of cv_hf.
@@ -122,6 +122,8 @@ def detection(folder: Path) -> None:
 def segmentation(folder: Path) -> None:
     """Train small models, of which the backbones alone are pretrained, to segment handwritten digits on photographs.
 
+    Digits are one class: models of masks take far longer until they read them.
+
     Raises:
         CheckFailed: pipeline() in a fresh process answers something else than the trained model did, or too little.
     """
@@ -131,7 +133,7 @@ def segmentation(folder: Path) -> None:
     from cv_hf.models import sample
 
     quiet()
-    data = scattered_digits(folder / "scattered_digits")
+    data = scattered_digits(folder / "unread_digits", read=False)
     makers = {
         "semantic": sample.deeplab_mobilenet_v2,
         "instance": sample.mask2former_efficientnet_lite0,
@@ -139,7 +141,7 @@ def segmentation(folder: Path) -> None:
         "universal": sample.oneformer_efficientnet_lite0,
     }
     for number, (task, make) in enumerate(makers.items(), 1):
-        recipe = folder / f"scattered_digits_{task}.yaml"
+        recipe = folder / f"unread_digits_{task}.yaml"
         values = _segmentation_recipe(task, make(folder / make.__name__), data)
         recipe.write_text(f"# cv-hf train {recipe}\n{yaml.safe_dump(values, sort_keys=False)}", "utf-8")
         print(f"{number}/4  cv-hf train {recipe}", flush=True)
@@ -171,7 +173,7 @@ def _segmentation_recipe(task: str, model: Path, data: Path) -> dict:
         "data": {"id": str(data)},
         "augment": [{"RandomResizedCrop": {"scale": [0.5, 1.0]}}],
         "train": {
-            "max_steps": 1000,
+            "max_steps": 600,
             "batch_size": 4,
             "learning_rate": 1e-3,
             "backbone_lr": 3e-4,
@@ -179,7 +181,7 @@ def _segmentation_recipe(task: str, model: Path, data: Path) -> dict:
             "eval_strategy": "no",
             "save_strategy": "no",
             # DeepLab normalizes over images pooled to one pixel: it needs several, and rounds badly in bfloat16.
-            **({"max_steps": 125, "batch_size": 8, "bf16": False} if task == "semantic" else {}),
+            **({"max_steps": 150, "batch_size": 8, "bf16": False} if task == "semantic" else {}),
         },
         "run_dir": str(data.parent / f"run_{task}"),
     }

@@ -45,7 +45,9 @@ def digits(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def scattered_digits(folder: Path, seed: int = 0, *, train: int = 400, validation: int = 50, test: int = 100) -> Path:
+def scattered_digits(
+    folder: Path, seed: int = 0, *, train: int = 400, validation: int = 50, test: int = 100, read: bool = True
+) -> Path:
     """Write photographs strewn with handwritten digits, and the exact truth of them, unless it is there; return it.
 
     Scans of scikit-learn's digits (see `digits`; every split has its own) lie, 16 to 40 pixels high, on parts of five
@@ -61,6 +63,7 @@ def scattered_digits(folder: Path, seed: int = 0, *, train: int = 400, validatio
         folder: where it is written.
         seed: the same seed and numbers give the same files.
         train, validation, test: number of images.
+        read: False: all digits are of one class, `digit`, to be found and told apart, but not read.
 
     Raises:
         DataError: scikit-learn or scikit-image is not installed.
@@ -68,21 +71,23 @@ def scattered_digits(folder: Path, seed: int = 0, *, train: int = 400, validatio
     if folder.is_dir():
         return folder
     scans, classes = _scans()
+    names = _NAMES if read else {0: "background", 1: "digit"}
     photos = sample_photos()
     wanted = {"train": train, "validation": validation, "test": test}
     image_id = 0
     with _complete_or_absent(folder) as partial:
         (partial / "annotations").mkdir()
-        (partial / "id2label.json").write_text(json.dumps(_NAMES, indent=2) + "\n", encoding="utf-8")
+        (partial / "id2label.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
         for part, (split, chosen) in enumerate(_split(classes, seed).items()):
             for kind in ("images", "masks", "panoptic"):
                 (partial / kind / split).mkdir(parents=True)
-            instances, panoptic = _coco(things_only=True), _coco(things_only=False)
+            instances, panoptic = _coco(names, things_only=True), _coco(names, things_only=False)
             for number in range(wanted[split]):
                 rng = np.random.default_rng([seed, part, number])
                 count = 0 if number % 10 == 9 else int(rng.integers(1, 13))
                 image_id += 1
                 pixels, objects, categories = _scatter(rng, photos, scans, classes, rng.choice(chosen, count, False))
+                categories = categories if read else np.minimum(categories, 1)
                 name = f"{number:04d}.png"
                 height, width = objects.shape
                 row = {"id": image_id, "file_name": name, "width": width, "height": height}
@@ -141,9 +146,9 @@ def _scatter(
     return np.round(pixels).astype(np.uint8), objects, np.array(categories, np.uint8)
 
 
-def _coco(*, things_only: bool) -> dict[str, Any]:
+def _coco(names: Mapping[int, str], *, things_only: bool) -> dict[str, Any]:
     categories: list[dict[str, Any]] = []
-    for index, name in _NAMES.items():
+    for index, name in names.items():
         if things_only and index:
             categories.append({"id": index, "name": name})
         elif not things_only:

@@ -53,6 +53,21 @@ def test_the_same_seed_gives_the_same_bytes(folder, tmp_path):
     assert _digest(other) != _digest(folder)
 
 
+def test_unread_digits_are_the_same_ones_of_one_class(folder, tmp_path):
+    unread = scattered_digits(tmp_path / "unread", read=False, **COUNTS)
+    for file in (folder / "images").rglob("*.png"):
+        assert (unread / file.relative_to(folder)).read_bytes() == file.read_bytes()
+    for file in (folder / "masks").rglob("*.png"):
+        expected = np.asarray(Image.open(file)) > 0
+        assert (np.asarray(Image.open(unread / file.relative_to(folder))) == expected).all()
+    assert _json(unread, "id2label.json") == {"0": "background", "1": "digit"}
+    for name in ("annotations/train.json", "panoptic/train.json"):
+        one, all_ = _json(unread, name), _json(folder, name)
+        assert len(one["annotations"]) == len(all_["annotations"])
+        assert {row["name"] for row in one["categories"]} <= {"background", "digit"}
+    assert {row["category_id"] for row in _json(unread, "annotations/train.json")["annotations"]} == {1}
+
+
 def test_an_image_does_not_depend_on_how_many_there_are(folder, tmp_path):
     few = _digest(scattered_digits(tmp_path / "few", train=3, validation=1, test=2))
     many = _digest(folder)
