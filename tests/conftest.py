@@ -57,6 +57,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos"), {"train": 8, "validation": 4, "test": 4})
 
 
+# What a machine would choose by its cores and its arithmetic.
+ALIKE = {"learning_rate": 1e-3, "logging_steps": 1, "bf16": False, "dataloader_num_workers": 0}
+
+
 def _changed(values: dict, sections: dict) -> dict:
     """A recipe with the keys of some sections set."""
     for name, section in sections.items():
@@ -73,7 +77,7 @@ def recipe(tiny: Callable[..., Path], photos: Path, tmp_path: Path) -> Callable[
             "task": "image-classification",
             "model": {"id": str(tiny(family))},
             "data": {"id": str(photos)},
-            "train": {"batch_size": 8, "max_steps": 3, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False},
+            "train": {"max_steps": 3, "batch_size": 8, **ALIKE},
             "run_dir": str(tmp_path / "run"),
         }
         return _changed(values, sections)
@@ -127,7 +131,7 @@ def detection_recipe(tiny: Callable[..., Path], boxes: Path, tmp_path: Path) -> 
             "task": "object-detection",
             "model": {"id": str(tiny(family))},
             "data": {"id": str(boxes)},
-            "train": {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False},
+            "train": {"max_steps": 2, "batch_size": 4, **ALIKE},
             "run_dir": str(tmp_path / "run"),
         }
         return _changed(values, sections)
@@ -152,7 +156,7 @@ def segmentation_recipe(tiny: Callable[..., Path], shapes: Path, tmp_path: Path)
             "task": task,
             "model": {"id": str(tiny(family))},
             "data": {"id": str(shapes)},
-            "train": {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "logging_steps": 1, "bf16": False},
+            "train": {"max_steps": 2, "batch_size": 4, **ALIKE},
             "run_dir": str(tmp_path / "run"),
         }
         return _changed(values, sections)

@@ -168,7 +168,10 @@ def describe(arguments: TrainingArguments) -> str:
 
 
 def _workers(devices: int, accelerated: bool) -> int:
-    """Cores that training leaves free: all but one with an accelerator; on a CPU the model itself takes them."""
+    """Cores for reading ahead: all but one with an accelerator.
+
+    On a CPU the model takes them itself; of half of them it gives up only what reading would take in any case.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    spare = cores // devices - 1 if accelerated else cores // devices // 4
+    spare = cores // devices - 1 if accelerated else cores // devices // 2
     return max(0, min(8, spare))
