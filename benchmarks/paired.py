@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import re
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -64,3 +67,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
+
+
+def peak_memory() -> int:
+    """The most bytes of this process that were resident at once."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # `ru_maxrss` of Linux begins with that of the process which started this one.
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

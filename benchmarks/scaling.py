@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import psutil
 from accelerate.utils import gather_object
 
+from benchmarks.paired import peak_memory
 from benchmarks.photos import photos
 from benchmarks.sides import Case, StepTimes, checkpoint
 from cv_hf.environment import quiet
@@ -204,7 +204,7 @@ def _point(point: Point, folder: Path) -> dict[str, float]:
     trainer.add_callback(watch)
     before = psutil.Process().memory_info().rss
     trainer.train()
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + watch.workers
+    peak = peak_memory() + watch.workers
     # What the optimizer remembers is of the model, not of its images.
     more = peak - before - trainer.optimizer_size()
     steps = [end - begin for begin, end in pairwise(watch.ends)]

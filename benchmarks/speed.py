@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from benchmarks.paired import alternate, ratios, seconds, spread
+from benchmarks.paired import alternate, peak_memory, ratios, seconds, spread
 from benchmarks.photos import photos
 from benchmarks.scripts import script_trainer
 from benchmarks.sides import Case, bare_loop, batches_of, checkpoint, images_per_second, threads
@@ -379,7 +378,7 @@ def _part(part: str, folder: Path, *words: str) -> float:
         size = (every["vit"].batch_size, 3, 224, 224)
         batches = [{"pixel_values": torch.rand(size), "labels": torch.zeros(size[0], dtype=torch.long)}]
         bare_loop(model, batches, steps, bf16=torch.cpu._is_avx512_bf16_supported())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return peak_memory() / 1e6
 
 
 if __name__ == "__main__":
