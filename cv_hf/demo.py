@@ -181,7 +181,7 @@ def _segmentation_recipe(task: str, model: Path, data: Path) -> dict:
             "eval_strategy": "no",
             "save_strategy": "no",
             # DeepLab normalizes over images pooled to one pixel: it needs several, and rounds badly in bfloat16.
-            **({"max_steps": 150, "batch_size": 8, "bf16": False} if task == "semantic" else {}),
+            **({"max_steps": 250, "batch_size": 8, "bf16": False} if task == "semantic" else {}),
         },
         "run_dir": str(data.parent / f"run_{task}"),
     }
