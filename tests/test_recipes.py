@@ -347,6 +347,13 @@ def test_every_recipe_is_here_and_listed() -> None:
         assert path.read_text(encoding="utf-8").startswith(f"# cv-hf train recipes/{name}.yaml\n")
 
 
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parents[1].glob("benchmarks/*.yaml")), ids=lambda file: file.stem
+)
+def test_recipe_of_a_benchmark_is_one(file: Path) -> None:
+    assert load_recipe(file).task
+
+
 def test_readme_is_the_table() -> None:
     readme = (recipes.folder() / "README.md").read_text(encoding="utf-8")
     assert readme == recipes.table() + "\n", "run: python -m cv_hf.recipes > recipes/README.md"
