@@ -173,7 +173,7 @@ def _segmentation_recipe(task: str, model: Path, data: Path) -> dict:
         "data": {"id": str(data)},
         "augment": [{"RandomResizedCrop": {"scale": [0.5, 1.0]}}],
         "train": {
-            "max_steps": 600,
+            "max_steps": 1000,
             "batch_size": 4,
             "learning_rate": 1e-3,
             "backbone_lr": 3e-4,
