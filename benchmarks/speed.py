@@ -213,15 +213,15 @@ def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
         theirs = script_trainer(case.task, case.model, case.data, folder / "script", batch_size=case.batch_size)
 
         def give(trainer: Any = ours, count: int = count) -> None:
-            for _ in islice(trainer.get_train_dataloader(), count):
+            for _ in _batches(trainer, count):
                 pass
 
         def read_ours(trainer: Any = ours, count: int = count) -> None:
-            for batch in islice(trainer.get_train_dataloader(), count):
+            for batch in _batches(trainer, count):
                 trainer.pixels.apply(batch["pixel_values"])
 
         def read_theirs(trainer: Any = theirs, count: int = count) -> None:
-            for _ in islice(trainer.get_train_dataloader(), count):
+            for _ in _batches(trainer, count):
                 pass
 
         work = {
@@ -239,6 +239,11 @@ def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
             yield _row(
                 what, "images/s of one core", rates["given"], rates["decode"], "decoding alone", 0.85, form=".0f"
             )
+
+
+def _batches(trainer: Any, count: int) -> Iterator[Any]:
+    """So many batches and no more: accelerate's loader is always one ahead."""
+    return islice(trainer.get_train_dataloader().base_dataloader, count)
 
 
 def _evaluation(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
