@@ -168,10 +168,10 @@ def describe(arguments: TrainingArguments) -> str:
 
 
 def _workers(devices: int, accelerated: bool) -> int:
-    """Cores for reading ahead: all but one with an accelerator.
+    """Cores that training leaves free: all but one with an accelerator; on a CPU the model itself takes them.
 
-    On a CPU the model takes them itself; of half of them it gives up only what reading would take in any case.
+    Of two cores a worker takes more from the model's threads, which wait for each other, than it gives.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    spare = cores // devices - 1 if accelerated else cores // devices // 2
+    spare = cores // devices - 1 if accelerated else cores // devices // 4
     return max(0, min(8, spare))
