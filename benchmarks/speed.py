@@ -27,6 +27,7 @@ from benchmarks.photos import photos
 from benchmarks.scripts import script_trainer
 from benchmarks.sides import Case, bare_loop, batches_of, checkpoint, images_per_second, threads
 from cv_hf.environment import quiet
+from cv_hf.models import PixelMap
 from cv_hf.training import EvalSamples
 from cv_hf.training.progress import available_cores
 
@@ -212,22 +213,10 @@ def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
         ours = case.trainer(folder / "run", max_steps=1, dataloader_num_workers=0)
         theirs = script_trainer(case.task, case.model, case.data, folder / "script", batch_size=case.batch_size)
 
-        def give(trainer: Any = ours, count: int = count) -> None:
-            for _ in _batches(trainer, count):
-                pass
-
-        def read_ours(trainer: Any = ours, count: int = count) -> None:
-            for batch in _batches(trainer, count):
-                trainer.pixels.apply(batch["pixel_values"])
-
-        def read_theirs(trainer: Any = theirs, count: int = count) -> None:
-            for _ in _batches(trainer, count):
-                pass
-
-        work = {
-            "ours": read_ours,
-            "theirs": read_theirs,
-            **({"decode": decode, "given": give} if name == "vit" else {}),
+        work: dict[str, Callable[[], None]] = {
+            "ours": partial(_read, ours, count, ours.pixels),
+            "theirs": partial(_read, theirs, count),
+            **({"decode": decode, "given": partial(_read, ours, count)} if name == "vit" else {}),
         }
         sides = {side: seconds(function, time.process_time) for side, function in work.items()}
         with threads(1):
@@ -241,9 +230,11 @@ def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
             )
 
 
-def _batches(trainer: Any, count: int) -> Iterator[Any]:
-    """So many batches and no more: accelerate's loader is always one ahead."""
-    return islice(trainer.get_train_dataloader().base_dataloader, count)
+def _read(trainer: Any, count: int, pixels: PixelMap | None = None) -> None:
+    """So many batches and no more, since accelerate's loader is always one ahead; and, of ours, the pixels' values."""
+    for batch in islice(trainer.get_train_dataloader().base_dataloader, count):
+        if pixels is not None:
+            pixels.apply(batch["pixel_values"])
 
 
 def _evaluation(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
