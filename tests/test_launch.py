@@ -70,6 +70,18 @@ def test_a_photo_that_only_the_second_process_decodes_stops_both(recipe, photos,
     assert "Traceback" not in failed.stderr
 
 
+def test_a_process_leaves_its_group_before_python_ends(tmp_path):
+    """Else one of gloo's threads may end it with SIGABRT once all is done. What is registered first is called last."""
+    script = f"""
+        import atexit, torch.distributed as group
+        atexit.register(lambda: print("left" if not group.is_initialized() else "still in it"))
+        import cv_hf.inference
+        group.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert done.stdout == "left\n"
+
+
 @pytest.fixture
 def fake(tmp_path):
     """(body) -> a command that runs this Python with `rank` at hand."""

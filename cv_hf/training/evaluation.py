@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -158,3 +159,15 @@ def recorder(
                 echo(f"{name}: {reason or CODES[code].meaning}; going on without it")
 
     return record
+
+
+@atexit.register
+def leave_processes() -> None:
+    """End gloo's process group, which Accelerate began, while Python still runs.
+
+    Its threads hold tensors; one that lets go of them after the interpreter has gone ends the process with SIGABRT.
+    NCCL's ends by itself, and where another process has failed, ending it here would wait for that one.
+    """
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_backend() == "gloo":
+        group.destroy_process_group()
