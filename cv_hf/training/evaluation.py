@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -163,11 +164,12 @@ def recorder(
 
 @atexit.register
 def leave_processes() -> None:
-    """End gloo's process group, which Accelerate began, while Python still runs.
+    """End gloo's process group, which Accelerate began, and its threads, while Python still runs.
 
-    Its threads hold tensors; one that lets go of them after the interpreter has gone ends the process with SIGABRT.
-    NCCL's ends by itself, and where another process has failed, ending it here would wait for that one.
+    A thread that lets go of a tensor after the interpreter has gone ends the process with SIGABRT. NCCL's group ends by
+    itself.
     """
     group = torch.distributed
     if group.is_available() and group.is_initialized() and group.get_backend() == "gloo":
         group.destroy_process_group()
+        gc.collect()  # a wrapped model in a cycle holds the group, which ends its threads when nothing does
