@@ -171,9 +171,11 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from cv_hf.config import load_section
-    from cv_hf.environment import quiet
-    from cv_hf.starter import write_starter
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf.config import load_section
+        from cv_hf.starter import write_starter
 
     quiet()
     data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
@@ -191,8 +193,10 @@ def _train(arguments: argparse.Namespace) -> None:
         flags = [*["--resume"] * arguments.resume, *["--dry-run"] * arguments.dry_run]
         code = launch(arguments.nproc, ["train", arguments.recipe, *overrides, *flags])
         raise SystemExit(code)
-    from cv_hf.environment import quiet
-    from cv_hf.finetuning import dry_run, finetune
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf.finetuning import dry_run, finetune
 
     if "RANK" not in os.environ or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # What a scheduler sends before it kills. Of several processes torchrun is the one to stop the others, and
@@ -217,8 +221,10 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from cv_hf.bench import bench, lines
-    from cv_hf.environment import quiet
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf.bench import bench, lines
 
     quiet()
     found = bench(arguments.recipe, arguments.overrides, seconds=arguments.seconds)
@@ -241,9 +247,11 @@ def _verify_command(folder: Path) -> str:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from cv_hf.config import load_section
-    from cv_hf.environment import quiet
-    from cv_hf.inference import evaluate_model, load_trained
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf.config import load_section
+        from cv_hf.inference import evaluate_model, load_trained
 
     quiet()
     data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
@@ -269,8 +277,10 @@ def _eval(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from cv_hf.environment import quiet
-    from cv_hf.inference import load_trained, predict_files
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf.inference import load_trained, predict_files
 
     quiet()
     out = Path(arguments.out)
@@ -296,9 +306,11 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from cv_hf.config import load_section
-    from cv_hf.environment import quiet
-    from cv_hf.verify import failure, verify
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf.config import load_section
+        from cv_hf.verify import failure, verify
 
     quiet()
     data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
@@ -317,12 +329,14 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from cv_hf.config import load_section
-    from cv_hf.data import check, repair
-    from cv_hf.environment import quiet
-    from cv_hf.errors import CheckFailed
-    from cv_hf.publish.findings_page import write_findings
-    from cv_hf.starter import task_of
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf.config import load_section
+        from cv_hf.data import check, repair
+        from cv_hf.errors import CheckFailed
+        from cv_hf.publish.findings_page import write_findings
+        from cv_hf.starter import task_of
 
     quiet()
     data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
@@ -352,8 +366,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from cv_hf import publish
-    from cv_hf.environment import quiet
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf import publish
 
     quiet()
     print(f"pushed to {publish.push(Path(arguments.run_dir), arguments.repo_id, private=arguments.private)}")
@@ -381,8 +397,10 @@ def _recipes_copy(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    from cv_hf import support
-    from cv_hf.environment import quiet
+    from cv_hf.environment import importing, quiet
+
+    with importing():
+        from cv_hf import support
 
     quiet()
     print((support.markdown if arguments.markdown else support.table)(support.rows()))

@@ -130,6 +130,35 @@ def test_nothing_heavy_is_imported_early(code):
     assert loaded & HEAVY == set()
 
 
+IMPORTING = """
+import gc
+{before}
+from cv_hf.environment import importing
+try:
+    with importing():
+        during = gc.isenabled()
+        {inside}
+except ImportError:
+    pass
+print(during, gc.isenabled(), gc.get_freeze_count() > 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "inside", "printed"),
+    [
+        ("", "import numpy", "False True True"),
+        ("", "import no_such_module", "False True True"),
+        ("import torch", "import numpy", "True True False"),
+        ("gc.disable()", "import numpy", "False False False"),
+    ],
+)
+def test_garbage_waits_for_the_imports_of_a_program_alone(before, inside, printed):
+    script = IMPORTING.format(before=before, inside=inside)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == printed.split()
+
+
 def test_public_names_are_sorted_and_each_resolves():
     assert cv_hf.__all__ == sorted(cv_hf.__all__)
     assert set(cv_hf.__all__) == cv_hf._HOMES.keys()
