@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from cv_hf.data import CODES, NAMES_KEPT, Findings, LabelMap
 from cv_hf.task import Task
+from cv_hf.training.allocator import memory_kept
 from cv_hf.training.samples import EvalGroup, EvalSamples, collate_eval
 from cv_hf.training.stopping import Stopped, deaf
 
 
+@memory_kept()
 def evaluate(
     model: torch.nn.Module,
     samples: EvalSamples,

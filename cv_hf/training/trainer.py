@@ -25,6 +25,7 @@ from cv_hf.errors import CvHfError, DataError, ModelError, ResourceError
 from cv_hf.models import PixelMap, head_parameters, whole_config
 from cv_hf.models.counts import sharing
 from cv_hf.models.kernels import quicken
+from cv_hf.training.allocator import memory_kept
 from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
 from cv_hf.training.checkpoints import (
     clear,
@@ -116,7 +117,7 @@ class Trainer(transformers.Trainer):
         if self._resumed is not None:
             self.args.eval_on_start = False  # it is in the log already
         try:
-            with self.stop.heard():
+            with self.stop.heard(), memory_kept():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
         finally:
             self._end_workers()
