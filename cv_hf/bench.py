@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from cv_hf.config import Recipe, load_recipe
-from cv_hf.data import UnreadableImage, decode
+from cv_hf.data import UnreadableImage, decode_array
 from cv_hf.finetuning import open_recipe, prepare
 from cv_hf.training import EvalSamples, evaluate, memory_error, out_of_memory
 from cv_hf.training.progress import STARVED, memory_taken, starvation
@@ -106,7 +106,7 @@ def _reading(trainer: Trainer, seconds: float) -> tuple[dict[str, float], list[d
     def decoded() -> int:
         for index in islice(rows, size):
             try:
-                decode(samples.dataset[index]["image"], reduction=reduction)
+                decode_array(samples.dataset[index]["image"], reduction=reduction)
             except UnreadableImage:
                 continue
         return size

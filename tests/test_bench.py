@@ -36,13 +36,13 @@ def test_slow_reading_is_seen_where_it_is(recipe, monkeypatch: pytest.MonkeyPatc
 
     from cv_hf.training import samples
 
-    decode = samples.decode
+    decode = samples.decode_array
 
     def slow(*args, **kwargs):
         time.sleep(0.02)
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(samples, "decode", slow)
+    monkeypatch.setattr(samples, "decode_array", slow)
     found = bench(recipe("vit"), ["train.dataloader_num_workers=0"], seconds=0.5)
     assert found["reading"]["images_per_second"] < 50
     # The first batch is not waited for.

@@ -4,7 +4,7 @@ from cv_hf.data.columns import find_column
 from cv_hf.data.detect import detect_format
 from cv_hf.data.doctor import Diagnosis, check, task_shown
 from cv_hf.data.findings import CODES, NAMES_KEPT, Findings
-from cv_hf.data.images import UnreadableImage, check_images, decode, image_suffixes, read_header
+from cv_hf.data.images import UnreadableImage, check_images, decode, decode_array, image_suffixes, read_header
 from cv_hf.data.labels import LabelMap, from_class_names
 from cv_hf.data.load import Splits, load_split, load_splits
 from cv_hf.data.paths import check_name
@@ -23,6 +23,7 @@ __all__ = [
     "check_images",
     "check_name",
     "decode",
+    "decode_array",
     "detect_format",
     "find_column",
     "from_class_names",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import datasets
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from cv_hf.data import LabelMap, UnreadableImage, decode
+from cv_hf.data import LabelMap, UnreadableImage, decode, decode_array
 from cv_hf.errors import CvHfError
 from cv_hf.task import Finding
 from cv_hf.transforms import Augment, resize_map
@@ -108,12 +109,11 @@ class TrainSamples(Dataset):
         reduction = self.augment.reduction if self.fit is None and self.augment.moved is None else None
         for offset in range(min(len(self), _SUBSTITUTES)):
             row = self.dataset[(index + offset) % len(self)]
-            image, row, found = _decoded(row, self.fit, self.labels, reduction)
+            pixels, size, row, found = _read(row, partial(decode_array, reduction=reduction), self.fit, self.labels)
             findings += found
-            if image is not None:
+            if pixels is not None:
                 try:
-                    augment = _Keyed(self.augment, key, image.info.get("whole"))
-                    sample = self.train_sample(np.array(image), row, augment)
+                    sample = self.train_sample(pixels, row, _Keyed(self.augment, key, size))
                 except CvHfError as error:
                     # Raised in a worker, it would reach the user inside a traceback.
                     return {"findings": findings, "error": type(error)(f"{row['file']}: {error}")}
@@ -145,13 +145,12 @@ class EvalSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, row, findings = _decoded(self.dataset[index], self.fit, self.labels)
+        image, size, row, findings = _read(self.dataset[index], _picture, self.fit, self.labels)
         item: dict[str, Any] = {"id": index, "findings": findings}
         if image is not None:
             inputs = self.processor(images=image, return_tensors="pt")
             # EoMT's processor lists the patches that it cut an image into: none when it does not cut.
             item["inputs"] = {name: value[0] for name, value in inputs.items() if len(value)}
-            size = (image.height, image.width)
             item["row"] = {**{name: value for name, value in row.items() if name != "image"}, "size": size}
         return item
 
@@ -260,7 +259,7 @@ def collate_eval(items: Sequence[Mapping[str, Any]]) -> tuple[list[EvalGroup], l
 class _Keyed:
     """An Augment bound to one sample's key and whole size, so that tasks cannot forget them."""
 
-    def __init__(self, augment: Augment, key: tuple[int, int], whole: tuple[int, int] | None):
+    def __init__(self, augment: Augment, key: tuple[int, int], whole: tuple[int, int]):
         self.augment = augment
         self.key = key
         self.whole = whole
@@ -269,21 +268,24 @@ class _Keyed:
         return self.augment(self.key, image, whole=self.whole, **targets)
 
 
-def _decoded(
-    row: Mapping[str, Any],
-    fit: Fit | None,
-    labels: LabelMap | None,
-    reduction: Callable[[tuple[int, int]], int] | None = None,
-) -> tuple[Any, Mapping[str, Any], list[tuple[str, str, str]]]:
+def _picture(image: Any) -> tuple[Any, tuple[int, int], list[str]]:
+    picture, codes = decode(image)
+    return picture, (picture.height, picture.width), codes
+
+
+def _read(
+    row: Mapping[str, Any], read: Callable[[Any], tuple[Any, tuple[int, int], list[str]]], fit: Fit | None, labels: Any
+) -> tuple[Any, tuple[int, int], Mapping[str, Any], list[tuple[str, str, str]]]:
+    """What `read` makes of a row's image, or None; its (height, width); the row whose targets fit it; the findings."""
     try:
-        image, codes = decode(row["image"], reduction=reduction)
+        image, size, codes = read(row["image"])
     except UnreadableImage as error:
-        return None, row, [(error.code, row["file"], error.reason)]
+        return None, (0, 0), row, [(error.code, row["file"], error.reason)]
     findings = [(code, row["file"], "") for code in codes]
     if fit is not None:
-        fitting, found = fit(row, (image.height, image.width), labels)
+        fitting, found = fit(row, size, labels)
         findings += found
         if fitting is None:
-            return None, row, findings
+            return None, size, row, findings
         row = fitting
-    return image, row, findings
+    return image, size, row, findings

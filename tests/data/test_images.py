@@ -20,7 +20,8 @@ import pytest
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from transformers.image_utils import load_image
 
-from cv_hf.data import Findings, UnreadableImage, check_images, decode, read_header
+from cv_hf import data
+from cv_hf.data import Findings, UnreadableImage, check_images, decode_array, read_header
 from cv_hf.errors import DataError
 from tests.data.samples import SHARED
 
@@ -32,6 +33,28 @@ pytestmark = [
 
 RGB = np.random.RandomState(0).randint(0, 256, (6, 9, 3), dtype=np.uint8)
 SIXTEEN = np.array([[0, 255, 256, 300], [32767, 32768, 65279, 65535]], np.uint16)
+
+
+def decode(image, name=None):
+    """What `decode` and `decode_array` agree on, wherever a test here decodes anything."""
+    try:
+        picture, codes = data.decode(image, name)
+    except UnreadableImage as error:
+        with pytest.raises(UnreadableImage) as other:
+            decode_array(image, name)
+        told = str(error), error.code
+    else:
+        other = None
+    if other is not None:
+        assert (str(other.value), other.value.code) == told
+        raise other.value
+    array, size, more = decode_array(image, name)
+    assert array.dtype == np.uint8
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    np.testing.assert_array_equal(array, np.asarray(picture))
+    assert (size, more) == ((picture.height, picture.width), codes)
+    return picture, codes
 
 
 def pixels(image):
@@ -343,19 +366,37 @@ def test_a_jpeg_may_be_read_smaller(mode, orientation, tmp_path):
         asked.append(size)
         return 4
 
-    smaller, _ = decode(tmp_path / "a.jpg", reduction=reduction)
+    smaller, size, _ = decode_array(tmp_path / "a.jpg", reduction=reduction)
     assert {(161, 240), (240, 161)} == set(asked)  # whichever way up it is
-    assert smaller.mode == "RGB"
-    assert smaller.size == ((60, 41) if orientation == 1 else (41, 60))
-    assert smaller.info["whole"] == whole.size[::-1]
-    expected = np.asarray(whole.resize(smaller.size, PIL.Image.Resampling.BOX)).astype(int)
-    assert np.abs(np.asarray(smaller).astype(int) - expected).mean() < 4
-    assert "whole" not in whole.info
+    assert smaller.shape == ((41, 60, 3) if orientation == 1 else (60, 41, 3))
+    assert size == whole.size[::-1]
+    expected = np.asarray(whole.resize(smaller.shape[1::-1], PIL.Image.Resampling.BOX)).astype(int)
+    assert np.abs(smaller.astype(int) - expected).mean() < 4
 
 
 def test_other_formats_are_read_as_large_as_they_are(tmp_path):
     PIL.Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
-    assert decode(tmp_path / "a.png", reduction=lambda size: 4)[0].size == (64, 48)
+    assert decode_array(tmp_path / "a.png", reduction=lambda size: 4)[0].shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_usual_kind_of_jpeg_has_the_pixels_that_pillow_makes_of_it(mode, options, subsampling, tmp_path):
+    photo = PIL.Image.effect_mandelbrot((241, 163), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    noisy = PIL.Image.blend(photo, NOISE.resize(photo.size), 0.3).convert(mode)
+    noisy.save(tmp_path / "a.jpg", subsampling=subsampling, **options)
+    array, size, codes = decode_array(tmp_path / "a.jpg")
+    with PIL.Image.open(tmp_path / "a.jpg") as opened:
+        np.testing.assert_array_equal(array, np.asarray(opened.convert("RGB")))
+    assert (size, codes) == ((163, 241), [])
+
+
+def test_a_usual_jpeg_is_not_decoded_by_pillow(tmp_path, monkeypatch):
+    NOISE.save(tmp_path / "a.jpg")
+    monkeypatch.setattr(PIL.Image.core, "jpeg_decoder", None)
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded by Pillow"))
+    assert decode_array(tmp_path / "a.jpg")[0].shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif"])

@@ -11,7 +11,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from cv_hf.config import DataConfig
-from cv_hf.data import decode, load_splits
+from cv_hf.data import decode_array, load_splits
 from cv_hf.errors import RecipeError
 from cv_hf.tasks import get_task
 from cv_hf.training.samples import EpochSampler, TrainSamples
@@ -174,13 +174,13 @@ def test_an_image_that_is_read_smaller_looks_the_same(tmp_path, size):
     smooth = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     PIL.Image.fromarray(smooth).resize((500, 375), PIL.Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=90)
     augment = build_augment([{"RandomResizedCrop": {"scale": [0.35, 1.0]}}, "HorizontalFlip"], (size, size), seed=0)
-    whole, _ = decode(tmp_path / "a.jpg")
-    smaller, _ = decode(tmp_path / "a.jpg", reduction=augment.reduction)
-    assert smaller.size == ((250, 188) if size == 96 else (125, 94))
-    assert smaller.info["whole"] == (375, 500)
+    whole, _, _ = decode_array(tmp_path / "a.jpg")
+    smaller, full, _ = decode_array(tmp_path / "a.jpg", reduction=augment.reduction)
+    assert smaller.shape == ((188, 250, 3) if size == 96 else (94, 125, 3))
+    assert full == (375, 500)
     for number in range(20):
-        one = augment((0, number), np.array(whole))["image"].astype(int)
-        other = augment((0, number), np.array(smaller), whole=smaller.info["whole"])["image"].astype(int)
-        another = augment((1, number), np.array(whole))["image"].astype(int)
+        one = augment((0, number), whole)["image"].astype(int)
+        other = augment((0, number), smaller, whole=full)["image"].astype(int)
+        another = augment((1, number), whole)["image"].astype(int)
         # Cut at the nearest of the larger pixels, half a pixel of the result away at most; not somewhere else.
         assert np.abs(one - other).mean() < 0.1 * np.abs(one - another).mean()
