@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,8 @@ from benchmarks.scripts import script_trainer
 from benchmarks.sides import Case, bare_loop, batches_of, checkpoint, images_per_second, threads
 from cv_hf.environment import quiet
 from cv_hf.models import PixelMap
-from cv_hf.training import EvalSamples
+from cv_hf.training import EvalSamples, Trainer
+from cv_hf.training.allocator import memory_kept
 from cv_hf.training.progress import available_cores
 
 ROUNDS = 5
@@ -232,9 +234,10 @@ def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
 
 def _read(trainer: Any, count: int, pixels: PixelMap | None = None) -> None:
     """So many batches and no more, since accelerate's loader is always one ahead; and, of ours, the pixels' values."""
-    for batch in islice(trainer.get_train_dataloader().base_dataloader, count):
-        if pixels is not None:
-            pixels.apply(batch["pixel_values"])
+    with memory_kept() if isinstance(trainer, Trainer) else nullcontext():  # as while it trains
+        for batch in islice(trainer.get_train_dataloader().base_dataloader, count):
+            if pixels is not None:
+                pixels.apply(batch["pixel_values"])
 
 
 def _evaluation(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
