@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from torchvision.transforms.v2 import functional as transforms
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 Size = tuple[int, int]
+# Class logits (Q, C), mask logits (Q, h, w) and the size of the image.
+_Image = tuple[torch.Tensor, torch.Tensor, Size]
 # (H, W) logits or probabilities of one query, or of one class.
 MaskOf = Callable[[int], torch.Tensor]
 
@@ -152,24 +155,37 @@ def instance_masks(outputs: Any, processor: Any, sizes: Sequence[Size], top: int
     """
     name = _family(outputs, processor)
     sizes = _plain(sizes)
-    if name in _QUERIES:
-        images = (
-            _overlapping(processor, name, classes, masks, size, top)
-            for classes, masks, size in _images(outputs, name, sizes)
-        )
-    else:
-        images = _overlapping_of_unknown(outputs, processor, sizes, top)
-    results = []
-    for image in images:
-        found = [(score, label, coco_mask.encode(np.asfortranarray(mask, np.uint8))) for score, label, mask in image]
-        results.append(
-            {
-                "masks": [mask for *_, mask in found],
-                "scores": np.array([score for score, *_ in found], np.float32),
-                "labels": np.array([label for _, label, _ in found], np.int64),
-            }
-        )
-    return results
+    if name not in _QUERIES:
+        return [_encoded(image) for image in _overlapping_of_unknown(outputs, processor, sizes, top)]
+    return _each(
+        lambda image: _encoded(_overlapping(processor, name, *image, top)), list(_images(outputs, name, sizes))
+    )
+
+
+def _encoded(found: Iterable[tuple[float, int, np.ndarray]]) -> dict[str, Any]:
+    """The answer of `instance_masks` for one image; no two of its masks are held at a time."""
+    scores, labels, masks = [], [], []
+    for score, label, mask in found:
+        scores.append(score)
+        labels.append(label)
+        masks.append(coco_mask.encode(np.asfortranarray(mask).view(np.uint8)))
+    return {"masks": masks, "scores": np.array(scores, np.float32), "labels": np.array(labels, np.int64)}
+
+
+def _each(function: Callable[[_Image], dict[str, Any]], images: Sequence[_Image]) -> list[dict[str, Any]]:
+    """`function` of each image, at a time as many as PyTorch has threads here, of which each then has one.
+
+    One mask is too small for several threads to share.
+    """
+    threads = torch.get_num_threads()
+    if min(threads, len(images)) < 2:
+        return [function(image) for image in images]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, images))
+    finally:
+        # It is counted for each thread, but what threads to come begin with is the last that any has set.
+        torch.set_num_threads(threads)
 
 
 def _family(outputs: Any, processor: Any) -> str | None:
@@ -188,7 +204,7 @@ def _logits(outputs: Any) -> torch.Tensor:
     return (outputs.logits if logits is None else logits).detach().cpu()
 
 
-def _images(outputs: Any, name: str, sizes: list[Size]) -> Iterator[tuple[torch.Tensor, torch.Tensor, Size]]:
+def _images(outputs: Any, name: str, sizes: list[Size]) -> Iterator[_Image]:
     """Each image's class logits (Q, C), mask logits (Q, h, w) and size."""
     classes, masks = (getattr(outputs, field) for field in _QUERIES[name])
     return zip(classes.detach().cpu(), masks.detach().cpu(), sizes, strict=True)

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -417,6 +418,21 @@ def test_the_best_instances_alone_are_kept(family: str, class_info: Path) -> Non
         assert [mask["size"] for mask in image["masks"]] == [size] * 3
         assert image["scores"].dtype == np.float32
         assert image["labels"].dtype == np.int64
+
+
+@pytest.mark.parametrize("family", QUERY_FAMILIES)
+def test_several_threads_answer_as_one_does(family: str, class_info: Path) -> None:
+    processor = make_processor(family, "", class_info)
+    outputs = make_outputs(family, "random", batch=5, queries=12)
+    sizes = [(50 + 30 * number, 190 - 30 * number) for number in range(5)]
+    alone = instance_masks(outputs, processor, sizes)
+    torch.set_num_threads(3)
+    together = instance_masks(outputs, processor, sizes)
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3
+    assert len({tuple(image["masks"][0]["size"]) for image in alone}) == 5
+    np.testing.assert_equal(together, alone)
 
 
 @pytest.mark.parametrize("family", ["Mask2Former", "Eomt"])
