@@ -7,9 +7,14 @@ import re
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from cv_hf.environment import quiet
 
 
 def alternate(
@@ -37,6 +42,20 @@ def alternate(
             if number >= 0:
                 measured[name].append(value)
     return measured
+
+
+@contextmanager
+def apart(sides: Mapping[str, Callable[[], float]]) -> Iterator[dict[str, Callable[[], float]]]:
+    """The sides, each in a process of its own for all its rounds: what one does to allocator or threads is its own.
+
+    A side must be one that can be pickled, such as a `partial` of a function of a module.
+    """
+    with ExitStack() as stack:
+        pools = {
+            name: stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=quiet))
+            for name in sides
+        }
+        yield {name: lambda name=name: pools[name].submit(sides[name]).result() for name in sides}
 
 
 def seconds(function: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> Callable[[], float]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,13 +24,12 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from benchmarks.paired import alternate, peak_memory, ratios, seconds, spread
+from benchmarks.paired import alternate, apart, peak_memory, ratios, seconds, spread
 from benchmarks.photos import photos
 from benchmarks.scripts import script_trainer
 from benchmarks.sides import Case, bare_loop, batches_of, checkpoint, images_per_second, threads
 from cv_hf.environment import quiet
-from cv_hf.models import PixelMap
-from cv_hf.training import EvalSamples, Trainer
+from cv_hf.training import EvalSamples
 from cv_hf.training.allocator import memory_kept
 from cv_hf.training.progress import available_cores
 
@@ -52,6 +52,9 @@ BOXES = (
 )
 MAPS = ({"RandomCrop": {"pad_if_needed": True}}, "HorizontalFlip")
 OBJECTS = ("HorizontalFlip", "RandomBrightnessContrast", {"HueSaturationValue": {"p": 0.1}})
+
+_SOURCES = ("ours", "theirs")
+_TRAINERS: dict[str, Any] = {}
 
 Row = dict[str, Any]
 
@@ -146,8 +149,10 @@ def _training(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
     }
     for name, (what, aim) in aims.items():
         case, steps = every[name], STEPS[name]
-        sides = {"ours": partial(_ours, case, folder, steps), "theirs": partial(_script, case, folder, steps)}
-        found = alternate(sides, ROUNDS, budget=BUDGET)
+        with apart(
+            {"ours": partial(_ours, case, folder, steps), "theirs": partial(_script, case, folder, steps)}
+        ) as sides:
+            found = alternate(sides, ROUNDS, budget=BUDGET)
         yield _row(f"{what}, batch {case.batch_size}", "images/s", found["ours"], found["theirs"], "script", aim)
 
 
@@ -166,31 +171,30 @@ class _Held(torch.utils.data.Dataset):
 
 def _step(case: Case, folder: Path) -> Iterator[Row]:
     """The whole loop of the Trainer, fed from memory, against a loop that has nothing but model and optimizer."""
-    steps = 6
-    reader = case.trainer(folder / "run", max_steps=1)
-    raw = list(islice(reader.get_train_dataloader(), 3))
-    ready = batches_of(reader, 3)
-
-    def ours() -> float:
-        trainer = case.trainer(folder / "run", max_steps=steps + 1)
-        original = trainer.get_train_dataloader
-
-        def held() -> DataLoader:
-            original()
-            return DataLoader(_Held(raw, steps + 1), batch_size=None)
-
-        trainer.get_train_dataloader = held
-        return images_per_second(trainer, case.batch_size)
-
-    def bare() -> float:
-        trainer = case.trainer(folder / "run", max_steps=1)
-        return bare_loop(trainer.model, ready, steps, bf16=trainer.args.bf16)
-
-    found = alternate({"ours": ours, "bare": bare}, 7, budget=BUDGET)
-    precision = "bfloat16" if reader.args.bf16 else "float32"
+    with apart({"ours": partial(_fed, case, folder), "bare": partial(_bare, case, folder)}) as sides:
+        found = alternate(sides, 7, budget=BUDGET)
+    precision = "bfloat16" if case.trainer(folder / "run", max_steps=1).args.bf16 else "float32"
     yield _row(
         f"training step, ViT-tiny at 224, {precision}", "images/s", found["ours"], found["bare"], "bare loop", 0.97
     )
+
+
+def _fed(case: Case, folder: Path, steps: int = 6) -> float:
+    raw = list(islice(case.trainer(folder / "run", max_steps=1).get_train_dataloader(), 3))
+    trainer = case.trainer(folder / "run", max_steps=steps + 1)
+    original = trainer.get_train_dataloader
+
+    def held() -> DataLoader:
+        original()
+        return DataLoader(_Held(raw, steps + 1), batch_size=None)
+
+    trainer.get_train_dataloader = held
+    return images_per_second(trainer, case.batch_size)
+
+
+def _bare(case: Case, folder: Path, steps: int = 6) -> float:
+    trainer = case.trainer(folder / "run", max_steps=1)
+    return bare_loop(trainer.model, batches_of(trainer, 3), steps, bf16=trainer.args.bf16)
 
 
 def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
@@ -202,26 +206,9 @@ def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
         "semantic read": ("reading for semantic segmentation at 512", 3.0),
         "instance read": ("reading for instance segmentation at 384", 2.5),
     }
-    files = sorted((every["vit"].data / "images" / "train").iterdir())[:READ]
-
-    def decode() -> None:
-        for file in files:
-            with PIL.Image.open(file) as image:
-                image.convert("RGB")
-
     for name, (what, aim) in aims.items():
-        case = every[name]
-        count = READ // case.batch_size
-        ours = case.trainer(folder / "run", max_steps=1, dataloader_num_workers=0)
-        theirs = script_trainer(case.task, case.model, case.data, folder / "script", batch_size=case.batch_size)
-
-        work: dict[str, Callable[[], None]] = {
-            "ours": partial(_read, ours, count, ours.pixels),
-            "theirs": partial(_read, theirs, count),
-            **({"decode": decode, "given": partial(_read, ours, count)} if name == "vit" else {}),
-        }
-        sides = {side: seconds(function, time.process_time) for side, function in work.items()}
-        with threads(1):
+        work = [*_SOURCES, "decode", "given"] if name == "vit" else _SOURCES
+        with apart({side: partial(_read, side, every[name], folder) for side in work}) as sides:
             found = alternate(sides, 2 * ROUNDS, budget=BUDGET)
         rates = {side: [READ / taken for taken in times] for side, times in found.items()}
         yield _row(what, "images/s of one core", rates["ours"], rates["theirs"], "script", aim, form=".0f")
@@ -232,12 +219,43 @@ def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
             )
 
 
-def _read(trainer: Any, count: int, pixels: PixelMap | None = None) -> None:
-    """So many batches and no more, since accelerate's loader is always one ahead; and, of ours, the pixels' values."""
-    with memory_kept() if isinstance(trainer, Trainer) else nullcontext():  # as while it trains
-        for batch in islice(trainer.get_train_dataloader().base_dataloader, count):
-            if pixels is not None:
-                pixels.apply(batch["pixel_values"])
+def _trainer(side: str, case: Case, folder: Path, **train: Any) -> Any:
+    """The Trainer of a side, built once in its process."""
+    key = repr((side, case, train))
+    if key not in _TRAINERS:
+        if side == "theirs":
+            _TRAINERS[key] = script_trainer(
+                case.task, case.model, case.data, folder / "script", batch_size=case.batch_size, disable_tqdm=True
+            )
+        else:
+            _TRAINERS[key] = case.trainer(folder / "run", max_steps=1, **train)
+    return _TRAINERS[key]
+
+
+def _read(side: str, case: Case, folder: Path) -> float:
+    """Processor seconds of reading so many batches; of ours, the pixels' values too unless `side` is "given"."""
+    if side == "decode":
+        files = sorted((case.data / "images" / "train").iterdir())[:READ]
+        return seconds(partial(_decode, files), time.process_time)()
+    trainer = _trainer(side, case, folder, **({} if side == "theirs" else {"dataloader_num_workers": 0}))
+    # Accelerate's loader is always one batch ahead.
+    batches = partial(islice, trainer.get_train_dataloader().base_dataloader, READ // case.batch_size)
+
+    def read() -> None:
+        # As while it trains.
+        with memory_kept() if side != "theirs" else nullcontext():
+            for batch in batches():
+                if side == "ours" and trainer.pixels is not None:
+                    trainer.pixels.apply(batch["pixel_values"])
+
+    with threads(1):
+        return seconds(read, time.process_time)()
+
+
+def _decode(files: Sequence[Path]) -> None:
+    for file in files:
+        with PIL.Image.open(file) as image:
+            image.convert("RGB")
 
 
 def _evaluation(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
@@ -246,18 +264,8 @@ def _evaluation(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
         ("detection", "evaluation, a small RT-DETR at 256", 3.0),
         ("instance", "evaluation, a small Mask2Former at 256", 5.0),
     ):
-        case = every[name]
-        ours = case.trainer(folder / "run", max_steps=1)
-        theirs = script_trainer(
-            case.task, case.model, case.data, folder / "script", batch_size=case.batch_size, disable_tqdm=True
-        )
-
-        def score(trainer: Any = ours) -> None:
-            with trainer.accelerator.autocast():
-                trainer.score(trainer.model, trainer.eval_dataset)
-
-        sides = {"ours": seconds(score), "theirs": seconds(theirs.evaluate)}
-        found = alternate(sides, ROUNDS, budget=BUDGET)
+        with apart({side: partial(_score, side, every[name], folder) for side in _SOURCES}) as sides:
+            found = alternate(sides, ROUNDS, budget=BUDGET)
         rates = {side: [SCORED / taken for taken in times] for side, times in found.items()}
         yield _row(what, "images/s", rates["ours"], rates["theirs"], "script", aim)
     few, many = (_alone("scored", folder, str(times)) for times in (1, 4))
@@ -270,6 +278,20 @@ def _evaluation(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
         1.05,
         most=True,
     )
+
+
+def _score(side: str, case: Case, folder: Path) -> float:
+    trainer = _trainer(side, case, folder)
+
+    def score() -> None:
+        if side == "theirs":
+            trainer.evaluate()
+        else:
+            with trainer.accelerator.autocast():
+                trainer.score(trainer.model, trainer.eval_dataset)
+
+    with redirect_stdout(io.StringIO()):
+        return seconds(score)()
 
 
 def _starting(case: Case, folder: Path) -> Iterator[Row]:
