@@ -101,12 +101,11 @@ def _reading(trainer: Trainer, seconds: float) -> tuple[dict[str, float], list[d
         return size
 
     rows = cycle(range(len(samples)))
-    reduction = samples.augment.reduction if samples.fit is None and samples.augment.moved is None else None
 
     def decoded() -> int:
         for index in islice(rows, size):
             try:
-                decode_array(samples.dataset[index]["image"], reduction=reduction)
+                decode_array(samples.dataset[index]["image"], reduction=samples.reduction)
             except UnreadableImage:
                 continue
         return size

@@ -95,6 +95,8 @@ class TrainSamples(Dataset):
         self.labels = labels
         self.subtasks = subtasks
         self.resize = resize
+        # Boxes and masks refer to the pixels of the whole image.
+        self.reduction = augment.reduction if fit is None and augment.moved is None else None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -105,11 +107,10 @@ class TrainSamples(Dataset):
             return {"findings": findings}
         epoch, index, *spare = key
         key = epoch, index
-        # Boxes and masks refer to the pixels of the whole image.
-        reduction = self.augment.reduction if self.fit is None and self.augment.moved is None else None
+        read = partial(decode_array, reduction=self.reduction)
         for offset in range(min(len(self), _SUBSTITUTES)):
             row = self.dataset[(index + offset) % len(self)]
-            pixels, size, row, found = _read(row, partial(decode_array, reduction=reduction), self.fit, self.labels)
+            pixels, size, row, found = _read(row, read, self.fit, self.labels)
             findings += found
             if pixels is not None:
                 try:
