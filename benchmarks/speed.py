@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -55,6 +55,7 @@ OBJECTS = ("HorizontalFlip", "RandomBrightnessContrast", {"HueSaturationValue": 
 
 _SOURCES = ("ours", "theirs")
 _TRAINERS: dict[str, Any] = {}
+_MEMORY = ExitStack()
 
 Row = dict[str, Any]
 
@@ -222,6 +223,9 @@ def _reading(every: Mapping[str, Case], folder: Path) -> Iterator[Row]:
 def _trainer(side: str, case: Case, folder: Path, **train: Any) -> Any:
     """The Trainer of a side, built once in its process."""
     key = repr((side, case, train))
+    if side != "theirs" and not _TRAINERS:
+        # As while it trains.
+        _MEMORY.enter_context(memory_kept())
     if key not in _TRAINERS:
         if side == "theirs":
             _TRAINERS[key] = script_trainer(
@@ -242,11 +246,9 @@ def _read(side: str, case: Case, folder: Path) -> float:
     batches = partial(islice, trainer.get_train_dataloader().base_dataloader, READ // case.batch_size)
 
     def read() -> None:
-        # As while it trains.
-        with memory_kept() if side != "theirs" else nullcontext():
-            for batch in batches():
-                if side == "ours" and trainer.pixels is not None:
-                    trainer.pixels.apply(batch["pixel_values"])
+        for batch in batches():
+            if side == "ours" and trainer.pixels is not None:
+                trainer.pixels.apply(batch["pixel_values"])
 
     with threads(1):
         return seconds(read, time.process_time)()

@@ -115,8 +115,9 @@ def from_map(ids: np.ndarray) -> tuple[np.ndarray, list[Rle]]:
 
 def from_mask(mask: np.ndarray) -> Rle:
     """The RLE of one mask (H, W); what is not 0 is inside."""
-    rle = coco_mask.encode(np.asfortranarray(mask != 0, np.uint8))
-    return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+    # coco_mask.encode() goes from pixel to pixel.
+    inside, lengths = runs(mask.T.astype(bool, copy=False))
+    return _encoded([0, *lengths.tolist()] if inside[0] else lengths.tolist(), mask.shape)
 
 
 def boxes_and_areas(masks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:

@@ -38,9 +38,9 @@ Rows = dict[str, np.ndarray]
 class DetectionAccumulator:
     """COCO's average precision and recall of boxes or of masks, and the score thresholds with the best F1.
 
-    Kept per sample: id, objects, and of each class the at most 100 best detections, which are all that COCO counts
-    (28 bytes each for float32 boxes and scores; 69 and the run lengths for masks). Samples rank by id where scores are
-    equal, so that the result does not depend on who counted which sample.
+    Kept per sample: id, and of objects and of the at most 100 best detections of each class, which are all that COCO
+    counts, class and area (24 bytes each), but neither box nor mask; and the IoU of those that can match (20 bytes a
+    pair). Samples rank by id where scores are equal, so that the result does not depend on who counted which sample.
 
     Args:
         label_names: the name of each class id, all different.
@@ -54,6 +54,8 @@ class DetectionAccumulator:
         self._invalid: dict[Hashable, int] = {}
         self._detections: list[Rows] = []
         self._objects: list[Rows] = []
+        # Of a detection and an object of an image that can match: the `near` of the one, the place of the other.
+        self._pairs: list[Rows] = []
 
     def update(
         self,
@@ -88,7 +90,11 @@ class DetectionAccumulator:
         objects = self._ground_truth(references)
         if self.masks:
             _check_sizes(detections, objects)
-        self._add(ids, invalid, detections, objects)
+        detections["near"], pairs = _pairs(detections, objects)
+        for rows in (detections, objects):
+            for name in rows.keys() & {"box", "mask", "size"}:
+                del rows[name]
+        self._add(ids, invalid, detections, objects, pairs)
 
     def merge(self, other: DetectionAccumulator) -> None:
         """Count the other's samples, except those whose id is known here.
@@ -98,8 +104,8 @@ class DetectionAccumulator:
         """
         check_mergeable(self, other, "label_names", "masks")
         if len(other):
-            detections, objects = _concatenate(other._detections), _concatenate(other._objects)
-            self._add(list(other._invalid), list(other._invalid.values()), detections, objects)
+            tables = map(_concatenate, (other._detections, other._objects, other._pairs))
+            self._add(list(other._invalid), list(other._invalid.values()), *tables)
 
     def compute(self) -> dict[str, Any]:
         """Return the metric as JSON-ready values.
@@ -125,9 +131,10 @@ class DetectionAccumulator:
             raise DataError("no sample was evaluated, so there is no metric; is the split empty?")
         ranks = _ranks(list(self._invalid))
         classes = len(self.label_names)
-        detections = _by_image(_concatenate(self._detections), ranks)
-        objects = _by_image(_concatenate(self._objects), ranks)
-        near, near_hits, near_ignored = _match(detections, objects)
+        detections, objects, pairs = (
+            _by_image(_concatenate(kept), ranks) for kept in (self._detections, self._objects, self._pairs)
+        )
+        near, near_hits, near_ignored = _match(detections, objects, pairs)
         number = np.full(len(detections["image"]), -1)
         number[near] = np.arange(len(near))
 
@@ -143,7 +150,7 @@ class DetectionAccumulator:
             order = np.argsort(-detections["score"][own], kind="stable")
             place, own = _places(detections["image"][own])[order], own[order]
             matched = number[own] >= 0
-            ignored = np.repeat(_outside(_areas(detections, own))[:, None], len(IOU_THRESHOLDS), axis=1)
+            ignored = np.repeat(_outside(detections["area"][own])[:, None], len(IOU_THRESHOLDS), axis=1)
             ignored[..., matched] = near_ignored[..., number[own[matched]]]
             hits = np.zeros(ignored.shape, bool)
             hits[..., matched] = near_hits[..., number[own[matched]]]
@@ -201,7 +208,9 @@ class DetectionAccumulator:
         rows = _take(rows, valid)
         rows = _take(rows, np.lexsort((-rows["score"], rows["label"], rows["image"])))
         group = rows["image"].astype(np.int64) * len(self.label_names) + rows["label"]
-        return _take(rows, _places(group) < MAX_DETECTIONS[-1]), invalid
+        rows = _take(rows, _places(group) < MAX_DETECTIONS[-1])
+        rows["area"] = rows.pop("pixels") if self.masks else _xywh(rows["box"])[:, 2:].prod(axis=1)
+        return rows, invalid
 
     def _ground_truth(self, references: Sequence[Mapping[str, Any]]) -> Rows:
         lengths = [len(entry.get("category", ())) for entry in references]
@@ -233,14 +242,16 @@ class DetectionAccumulator:
         rows["label"] = rows["label"].astype(np.int32)
         return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
-    def _add(self, ids: Sequence[Hashable], invalid: Sequence[int], detections: Rows, objects: Rows) -> None:
+    def _add(
+        self, ids: Sequence[Hashable], invalid: Sequence[int], detections: Rows, objects: Rows, pairs: Rows
+    ) -> None:
         """Keep what belongs to new ids; `image` of the rows is a place in `ids`."""
         places = np.full(len(ids), -1, np.int32)
         for position, sample_id in enumerate(ids):
             if sample_id not in self._invalid:
                 places[position] = len(self._invalid)
                 self._invalid[sample_id] = invalid[position]
-        for kept, rows in ((self._detections, detections), (self._objects, objects)):
+        for kept, rows in ((self._detections, detections), (self._objects, objects), (self._pairs, pairs)):
             rows = {**rows, "image": places[rows["image"]]}
             kept.append(_take(rows, rows["image"] >= 0))
 
@@ -351,15 +362,23 @@ def _check_sizes(detections: Rows, objects: Rows) -> None:
         raise DataError(f"masks of one image have different sizes (height, width): {sizes[0]} and {sizes[1]}.")
 
 
-def _ious(detections: Rows, found: slice, objects: Rows, sought: slice, crowd: np.ndarray) -> np.ndarray:
-    """IoU (detections, objects) of some detections and objects of one image; with crowd regions, as COCO has it."""
+def _ious(detections: Rows, found: slice, objects: Rows, sought: slice) -> np.ndarray:
+    """IoU (detections, objects) of some detections and objects of one image, 0 between classes; of crowds as COCO's."""
+    labels, wanted, crowd = detections["label"][found], objects["label"][sought], objects["crowd"][sought]
     if "mask" not in detections:
-        return mask.iou(_xywh(detections["box"][found]), objects["box"][sought], crowd)
-    rles = [
+        # A call takes longer than most of what it does.
+        iou = mask.iou(_xywh(detections["box"][found]), objects["box"][sought], crowd)
+        return iou * (labels[:, None] == wanted)
+    iou = np.zeros((len(labels), len(wanted)))
+    first, second = (
         [{"size": size, "counts": counts} for size, counts in zip(rows["size"][part], rows["mask"][part], strict=True)]
         for rows, part in ((detections, found), (objects, sought))
-    ]
-    return mask.iou(*rles, crowd)
+    )
+    for label in np.intersect1d(labels, wanted):
+        rows, columns = np.flatnonzero(labels == label), np.flatnonzero(wanted == label)
+        own = mask.iou([first[row] for row in rows], [second[column] for column in columns], crowd[columns])
+        iou[np.ix_(rows, columns)] = own
+    return iou
 
 
 def _places(groups: np.ndarray) -> np.ndarray:
@@ -398,41 +417,61 @@ def _by_class(rows: Rows, classes: int) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(rows["label"][order], np.arange(1, classes)))
 
 
-def _match(detections: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """COCO's greedy matching; rows by image, detections of an image by descending score.
+def _pairs(detections: Rows, objects: Rows) -> tuple[np.ndarray, Rows]:
+    """What can match: detections and objects of a class whose IoU reaches the lowest threshold; rows by image.
 
     Returns:
-        the places (n,) of the detections that overlap an object of their class enough for the lowest IoU threshold: no
-        other can match. And of these, whether each is a true positive, and whether it does not count, being on a crowd
-        region or, it or its object, of another size; both (areas, IoU thresholds, n).
+        of each detection, its number among those of its image that have a pair, or -1; and the pairs.
     """
+    near = np.full(len(detections["image"]), -1, np.int32)
+    pairs = [{name: np.empty(0, np.int32) for name in ("image", "near", "object")} | {"iou": np.empty(0)}]
     images = np.intersect1d(detections["image"], objects["image"])
     bounds = [
         np.searchsorted(rows["image"], images, side).tolist()
         for rows in (detections, objects)
         for side in ("left", "right")
     ]
+    for image, first, last, top, end in zip(images.tolist(), *bounds, strict=True):
+        iou = _ious(detections, slice(first, last), objects, slice(top, end))
+        places, numbers = np.nonzero(iou >= IOU_THRESHOLDS[0])
+        own, numbered = np.unique(places, return_inverse=True)
+        near[first + own] = np.arange(len(own))
+        found = {"image": np.full(len(places), image), "near": numbered, "object": numbers}
+        found = {name: column.astype(np.int32) for name, column in found.items()}
+        pairs.append(found | {"iou": iou[places, numbers]})
+    return near, _concatenate(pairs)
+
+
+def _match(detections: Rows, objects: Rows, pairs: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """COCO's greedy matching; rows by image, detections of an image by descending score.
+
+    Returns:
+        the places (n,) of the detections that have a pair. And of these, whether each is a true positive, and whether
+        it does not count, being on a crowd region or, it or its object, of another size; both (areas, IoU thresholds,
+        n).
+    """
+    near = np.flatnonzero(detections["near"] >= 0)
+    images = np.unique(pairs["image"])
+    bounds = [
+        np.searchsorted(column, images, side)
+        for column in (detections["image"][near], objects["image"], pairs["image"])
+        for side in ("left", "right")
+    ]
+    cells = np.stack(bounds, axis=1)
     matches = [np.empty((2, len(AREAS), len(IOU_THRESHOLDS), 0), bool)]
-    places = [np.empty(0, np.int64)]
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        # Classes are kept apart by an IoU of 0 between them: an image at a time takes far fewer calls than a class.
+    for start in range(0, len(cells), IMAGES_AT_ONCE):
         found, sought, ious = [], [], []
-        for first, last, top, end in zip(*(column[start : start + IMAGES_AT_ONCE] for column in bounds), strict=True):
-            crowd = objects["crowd"][top:end]
-            iou = _ious(detections, slice(first, last), objects, slice(top, end), crowd)
-            iou[detections["label"][first:last, None] != objects["label"][top:end]] = 0
-            near = np.flatnonzero((iou >= IOU_THRESHOLDS[0]).any(axis=1))
-            if len(near):
-                places.append(first + near)
-                ious.append([iou[near]])
-                found.append([{"id": 1}] * len(near))
-                truth = zip(objects["area"][top:end].tolist(), crowd.tolist(), strict=True)
-                sought.append([{"id": 1, "area": area, "iscrowd": flag, "ignore": flag} for area, flag in truth])
-        if found:
-            matches.append(_evaluate(found, sought, ious))
-    near = np.concatenate(places)
+        for first, last, top, end, low, high in cells[start : start + IMAGES_AT_ONCE].tolist():
+            # Classes are kept apart by an IoU of 0 between them: an image at a time takes far fewer calls than a class.
+            iou = np.zeros((last - first, end - top))
+            iou[pairs["near"][low:high], pairs["object"][low:high]] = pairs["iou"][low:high]
+            ious.append([iou[detections["near"][near[first:last]]]])
+            found.append([{"id": 1}] * (last - first))
+            truth = zip(objects["area"][top:end].tolist(), objects["crowd"][top:end].tolist(), strict=True)
+            sought.append([{"id": 1, "area": area, "iscrowd": flag, "ignore": flag} for area, flag in truth])
+        matches.append(_evaluate(found, sought, ious))
     matched, ignored = np.concatenate(matches, axis=-1)
-    outside = _outside(_areas(detections, near))[:, None]
+    outside = _outside(detections["area"][near])[:, None]
     return near, matched & ~ignored, np.where(matched, ignored, outside)
 
 
@@ -478,13 +517,6 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
     boxes = boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     return boxes
-
-
-def _areas(detections: Rows, index: np.ndarray) -> np.ndarray:
-    """Areas (n,) of the detections with this index (n,)."""
-    if "mask" in detections:
-        return detections["pixels"][index]
-    return _xywh(detections["box"][index])[:, 2:].prod(axis=1)
 
 
 def _outside(areas: np.ndarray) -> np.ndarray:

@@ -22,12 +22,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 from transformers.image_transforms import get_size_with_aspect_ratio
+
+from cv_hf.data.rle import from_mask
 
 Size = tuple[int, int]
 # Class logits (Q, C), mask logits (Q, h, w) and the size of the image.
@@ -168,7 +170,7 @@ def _encoded(found: Iterable[tuple[float, int, np.ndarray]]) -> dict[str, Any]:
     for score, label, mask in found:
         scores.append(score)
         labels.append(label)
-        masks.append(coco_mask.encode(np.asfortranarray(mask).view(np.uint8)))
+        masks.append(from_mask(mask))
     return {"masks": masks, "scores": np.array(scores, np.float32), "labels": np.array(labels, np.int64)}
 
 
@@ -360,13 +362,15 @@ def _scored(
         if score.item() < threshold:
             continue
         mask = logits(int(query))
-        inside = (mask > 0).float()
+        inside = np.greater(mask.float().numpy(), 0)
         # Two rows in one sum: several threads would split a single row, and round otherwise.
-        over = _sigmoid(mask, index, len(pairs[0])) * inside
-        total, area = torch.stack([over.flatten(), inside.flatten()]).sum(1)
+        rows = torch.empty((2, mask.numel()), dtype=torch.promote_types(mask.dtype, torch.float32))
+        np.copyto(rows[1].numpy(), inside.ravel())
+        torch.mul(_sigmoid(mask, index, len(pairs[0])).flatten(), rows[1], out=rows[0])
+        total, area = rows.sum(1)
         score = (score * (total / (area + 1e-6))).item()
         if score >= threshold:
-            yield score, int(label), inside.numpy().astype(bool)
+            yield score, int(label), inside
 
 
 def _nearest(source: int, target: int) -> np.ndarray:
@@ -550,7 +554,8 @@ def _overlapping(
         if mask.shape != size:
             if rows is None:
                 rows, columns = _nearest(mask.shape[0], size[0]), _nearest(mask.shape[1], size[1])
-            mask = mask.T.take(rows, axis=1).take(columns, axis=0).T
+            # Whole rows are copied faster than their parts are picked.
+            mask = cv2.transpose(mask.take(rows, axis=0).view(np.uint8)).take(columns, axis=0).T.view(bool)
         if mask.any():
             yield score, label, mask
 

@@ -122,6 +122,10 @@ def forward(
             on_findings(findings)
             for group in groups:
                 inputs = send_to_device({**group.inputs, **(targets(group.rows) if targets else {})}, device)
+                # As training has its images: convolutions take them faster so.
+                for name, value in inputs.items():
+                    if name == "pixel_values" and value.ndim == 4:
+                        inputs[name] = value.contiguous(memory_format=torch.channels_last)
                 outputs = None
                 for subtask in subtasks or (None,):
                     if prompt is not None:
@@ -129,6 +133,11 @@ def forward(
                     if outputs is None or prompt is not None:
                         with torch.inference_mode():
                             outputs = model(**inputs)
+                            # Under autocast as well, scores must differ where objects do. What a model says of its
+                            # layers is not looked at.
+                            for name, value in list(outputs.items()):
+                                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                                    outputs[name] = value.float()
                     yield replace(group, subtask=subtask), outputs
     finally:
         model.train(was_training)

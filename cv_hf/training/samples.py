@@ -14,10 +14,11 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from cv_hf.data import LabelMap, UnreadableImage, decode, decode_array
+from cv_hf.data import LabelMap, UnreadableImage, decode_array
 from cv_hf.errors import CvHfError
 from cv_hf.task import Finding
 from cv_hf.transforms import Augment, resize_map
@@ -270,8 +271,8 @@ class _Keyed:
 
 
 def _picture(image: Any) -> tuple[Any, tuple[int, int], list[str]]:
-    picture, codes = decode(image)
-    return picture, (picture.height, picture.width), codes
+    pixels, size, codes = decode_array(image)
+    return PIL.Image.fromarray(pixels), size, codes
 
 
 def _read(

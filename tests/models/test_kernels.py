@@ -77,6 +77,17 @@ def test_depthwise_convolutions_run_in_float32_and_answer_as_autocast_does():
     assert seen == [(4, torch.float32, False), (2, torch.bfloat16, True), (1, torch.bfloat16, True)]
 
 
+def test_depthwise_convolutions_that_learn_nothing_run_in_half_precision():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4))
+    features = torch.randn(1, 4, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = model(features)
+        quicken(model, depthwise=True)
+        assert torch.equal(model(features), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(model(features), expected)
+
+
 def test_frozen_batch_norms_keep_the_precision_of_their_features():
     model = Net()
     quicken(model, depthwise=False)

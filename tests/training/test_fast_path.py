@@ -25,6 +25,7 @@ import transformers
 from faster_coco_eval.core import mask as coco_mask
 from torch.nn import functional as F
 from transformers.image_utils import load_image
+from transformers.utils import ModelOutput
 
 from cv_hf.config import ModelConfig
 from cv_hf.finetuning import open_recipe, prepare
@@ -341,15 +342,17 @@ def assert_alike(mine: Any, other: Any) -> None:
 
 
 class Recorder(torch.nn.Module):
-    """In the place of a model: keeps what it is given."""
+    """In the place of a model: keeps what it is given, and answers in half precision."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.given: list[dict[str, torch.Tensor]] = []
 
-    def forward(self, **inputs: torch.Tensor) -> None:
+    def forward(self, **inputs: torch.Tensor) -> ModelOutput:
         self.given.append(inputs)
+        layers = torch.zeros(2, dtype=torch.bfloat16)
+        return ModelOutput(logits=torch.full((2,), 0.7, dtype=torch.bfloat16), ids=torch.arange(2), layers=(layers,))
 
 
 @pytest.fixture(scope="session")
@@ -407,3 +410,16 @@ def test_evaluation_gives_the_model_what_the_saved_processor_makes(tiny, files, 
                 torch.testing.assert_close(given[name][place], wanted[name][0], rtol=0, atol=0)
             seen += 1
     assert seen == len(files)
+
+
+def test_evaluation_has_images_as_training_has_and_scores_in_float32(tiny, files):
+    built = build_model(ModelConfig(id=str(tiny("resnet"))), get_task("image-classification").auto_class, {})
+    rows = {"image": [{"path": str(file), "bytes": None} for file in files], "file": [file.name for file in files]}
+    samples = EvalSamples(datasets.Dataset.from_dict(rows), built.processor)
+    model = Recorder()
+    for _, outputs in forward(model, samples, range(len(files)), batch_size=4, on_findings=lambda found: None):
+        assert model.given[-1]["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+        assert outputs.logits.dtype == outputs["logits"].dtype == torch.float32
+        assert outputs.logits.tolist() == torch.full((2,), 0.7, dtype=torch.bfloat16).tolist()
+        assert (outputs.ids.dtype, outputs.layers[0].dtype) == (torch.int64, torch.bfloat16)
+    assert len(model.given) > 1
