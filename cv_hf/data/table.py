@@ -162,6 +162,8 @@ def _read_files(paths: Sequence[Path]) -> datasets.Dataset:
         raise DataError(f"{where}: the table cannot be read ({reason}).") from None
     if not len(rows):
         raise DataError(f"{where}: the table has no rows.")
+    if r"\u0000" in json.dumps(rows.features.to_dict()):
+        raise DataError(f"{where}: the name of a column, or of a field in one, has a zero byte. Rename it.")
     return rows
 
 

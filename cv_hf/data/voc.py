@@ -16,6 +16,7 @@ import os
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,8 +133,10 @@ def has_xml(folder: Path) -> bool:
 
 
 def _is_voc(path: Path) -> bool:
-    with open(path, "rb") as file:
+    # What cannot be read is for those that read it to report.
+    with suppress(OSError), open(path, "rb") as file:
         return re.search(rb"<annotation[\s/>]", file.read(4096)) is not None
+    return False
 
 
 def _files(folder: Path, base: Path | None, reading: _Reading) -> tuple[dict[str, str], _Photos]:

@@ -645,6 +645,14 @@ HUGE: dict[str, tuple[str, Callable[[], Files], str | None]] = {
         lambda: {**voc(), "Annotations/0.xml": b"<annotation>" + b"<a>" * 300_000},
         "unreadable",
     ),
+    "a zero byte in the name of a field": (
+        "metadata.jsonl",
+        lambda: {
+            **metadata(),
+            "train/metadata.jsonl": b'{"file_name": "0.png", "label": 1, "more": {"\\u0000": 1}}\n',
+        },
+        "refused",
+    ),
     "numbers of many digits": (
         "metadata.jsonl",
         lambda: {**metadata(), "train/metadata.jsonl": b'{"file_name": "0.png", "label": ' + b"9" * 5000 + b"}\n"},
@@ -685,6 +693,16 @@ def test_pipes_are_never_opened(tmp_path, name):
         write(tmp_path / "set", files, {file: PIPE})
         with bounded():
             read_all(tmp_path / "set", task, **data)
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_format(tmp_path):
+    """/proc/self/mem opens, and fails when read."""
+    files = {name: content for name, content in voc().items() if name != "Annotations/0.xml"}
+    write(tmp_path / "set", files, {"Annotations/0.xml": "/proc/self/mem"})
+    section = DataConfig(id=str(tmp_path / "set"))
+    splits = load_splits(section, get_task("object-detection"), 0, echo=lambda line: None)
+    assert len(splits.train) >= 2
+    assert "path-outside" in splits.findings
 
 
 LABEL_FILES = {
