@@ -17,7 +17,6 @@ from faster_coco_eval.core import mask as coco_mask
 
 from cv_hf.boxes import xywh_to_cxcywh_norm
 from cv_hf.data import LabelMap
-from cv_hf.data.rle import from_mask
 from cv_hf.metrics import Accumulator, DetectionAccumulator, PanopticAccumulator, SemanticAccumulator
 from cv_hf.models import (
     PIPELINE_ARGUMENTS,
@@ -28,6 +27,7 @@ from cv_hf.models import (
     panoptic_segments,
     semantic_maps,
 )
+from cv_hf.runs import from_mask
 from cv_hf.transforms import Segment, class_colour, draw_segments, pack, present, unpack
 
 # Where a mask begins: at a probability of a half but for models whose masks are cut before they are probabilities.

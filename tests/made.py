@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cv_hf.data.rle import from_mask
+from cv_hf.runs import from_mask
 
 _SHAPES = ((60, 60), (48, 96), (96, 48), (64, 80), (80, 56))
 

@@ -16,7 +16,7 @@ import cv_hf
 
 PACKAGE = Path(cv_hf.__file__).parent
 FLOORS = (
-    {"errors", "boxes", "http"},
+    {"errors", "boxes", "runs", "http"},
     {"config", "task"},
     {"data", "transforms", "models", "metrics"},
     {"segmentation"},
@@ -128,6 +128,14 @@ def test_nothing_heavy_is_imported_early(code):
     loaded = {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
     assert "cv_hf" in loaded
     assert loaded & HEAVY == set()
+
+
+def test_training_and_scoring_do_without_evaluate():
+    """It brings scipy.stats, which takes half a second; the metrics for other code are made of it."""
+    script = "import sys, cv_hf.finetuning, cv_hf.tasks, cv_hf.metrics; print('evaluate' in sys.modules); "
+    script += "metric = cv_hf.metrics.ClassificationMetric; import evaluate; print(issubclass(metric, evaluate.Metric))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
 
 
 IMPORTING = """

@@ -9,8 +9,8 @@ from faster_coco_eval.core import mask as coco_mask
 
 from cv_hf import segmentation
 from cv_hf.data import LabelMap
-from cv_hf.data.rle import from_mask
 from cv_hf.models import Needs
+from cv_hf.runs import from_mask
 from cv_hf.training.samples import collate_train
 
 LABELS = LabelMap(("sky", "cat", "dog"), (5, 7, 9), None, ("cat", "dog"))

@@ -31,6 +31,7 @@ from cv_hf.data.paths import Inside, images_folder
 from cv_hf.data.source import Source
 from cv_hf.data.splits import USUAL_NAMES, check_split, role_of
 from cv_hf.errors import DataError
+from cv_hf.runs import Rle, boxes_and_areas
 
 # What COCO itself keeps beside its instances_*.json.
 _OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
@@ -270,7 +271,7 @@ def _read_split(
     sizes = [(_pixels(found[image_id].get("height")), _pixels(found[image_id].get("width"))) for image_id in by_id]
     known = {category["id"] for category in content["categories"]}
     owners, boxes, categories, areas, crowds = [], [], [], [], []
-    masks: list[rle.Rle] | None = [] if segmentation else None
+    masks: list[Rle] | None = [] if segmentation else None
     for position, annotation in enumerate(content["annotations"]):
         box, code, reason = _box(annotation, known, segmentation)
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
@@ -305,7 +306,7 @@ def _read_split(
         raise DataError(f"{name}: category_id is a number in some annotations and text in others.")
     used.update(categories)
     if masks is not None:
-        around, extents = rle.boxes_and_areas(masks)
+        around, extents = boxes_and_areas(masks)
         boxes = [around[place] if box is None else box for place, box in enumerate(boxes)]
         areas = [area if area is not None and area > 0 else extents[place] for place, area in enumerate(areas)]
     category_type = type(next(iter(known or categories), 0))

@@ -33,6 +33,7 @@ from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
 from cv_hf.data.labels import LabelMap
 from cv_hf.errors import DataError, did_you_mean
+from cv_hf.runs import Rle, boxes_and_areas, from_map, from_mask, runs
 from cv_hf.task import Finding
 
 __all__ = ["canonical", "clean", "coco_ids", "encode", "fit", "label_map", "present", "strata"]
@@ -286,7 +287,7 @@ def _seen(splits: Mapping[str, datasets.Dataset]) -> set[int]:
 
     def values(mask: Mapping[str, Any]) -> set[int]:
         try:
-            numbers, _ = rle.runs(_numbered(mask, ""))
+            numbers, _ = runs(_numbered(mask, ""))
         except UnreadableImage:
             return set()
         return {int(number) & 255 for number in np.unique(numbers) if number}
@@ -324,7 +325,7 @@ def _from_map(
     findings: list[Finding] = []
     masks, categories = [], []
     known = {source: index for index, source in enumerate(labels.sources) if source is not None}
-    for number, mask in zip(*rle.from_map(ids), strict=True):
+    for number, mask in zip(*from_map(ids), strict=True):
         green, red = divmod(int(number), 256)
         if red in known:
             masks.append(mask)
@@ -355,15 +356,15 @@ def _from_images(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping
             continue
         sized = True
         if pixels.any():
-            masks.append(rle.from_mask(pixels))
+            masks.append(from_mask(pixels))
             categories.append(category)
         else:
             findings.append(("mask-empty", name, ""))
     return _with_objects(row, masks, categories) if sized else None, findings
 
 
-def _with_objects(row: Mapping[str, Any], masks: Sequence[rle.Rle], categories: Sequence[int]) -> dict[str, Any]:
-    boxes, areas = rle.boxes_and_areas(masks)
+def _with_objects(row: Mapping[str, Any], masks: Sequence[Rle], categories: Sequence[int]) -> dict[str, Any]:
+    boxes, areas = boxes_and_areas(masks)
     objects = {
         "bbox": boxes.tolist(),
         "category": list(categories),
@@ -440,7 +441,7 @@ def _compressed(dataset: datasets.Dataset, findings: Findings, on_bad_sample: st
             if mask is not None:
                 kept[place] = True
                 masks.append(mask)
-    boxes, around = rle.boxes_and_areas(masks)
+    boxes, around = boxes_and_areas(masks)
     stated = detection.as_numpy(pc.list_flatten(objects["area"]), np.float64)[kept]
     counts = np.bincount(rows[kept], minlength=len(dataset))
     chosen = pa.array(kept)

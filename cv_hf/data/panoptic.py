@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cv_hf.config import DataConfig
-from cv_hf.data import detection, rle
+from cv_hf.data import detection
 from cv_hf.data.annotations import decode_mask
 from cv_hf.data.columns import check_given, find_column, find_image, is_image, keep_columns, listed
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
 from cv_hf.data.labels import LabelMap
 from cv_hf.errors import DataError, did_you_mean
+from cv_hf.runs import runs
 from cv_hf.task import Finding
 
 COLUMNS = ("image", "mask", "segments_info", "id", "category", "area", "iscrowd", "isthing")
@@ -163,7 +164,7 @@ def fit(
         reason = f"{ids.shape[1]}x{ids.shape[0]}, in an image of {size[1]}x{size[0]}"
         return None, [("mask-size-mismatch", name, reason)]
     # Far fewer runs are looked up than there are pixels.
-    values, lengths = rle.runs(ids)
+    values, lengths = runs(ids)
     order = np.argsort(listed_ids)
     places = order[np.minimum(np.searchsorted(listed_ids, values, sorter=order), len(order) - 1)]
     unlisted = listed_ids[places] != values

@@ -16,8 +16,7 @@ import pyarrow as pa
 from faster_coco_eval.core import mask as coco_mask
 
 from cv_hf.data.findings import Findings
-
-Rle = dict[str, Any]
+from cv_hf.runs import Rle
 
 FEATURE = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
 # An outline is traced point by point, five for each pixel, so that a coordinate of 1e9 would fill the memory, and so
@@ -94,53 +93,12 @@ def read(
     return mask
 
 
-def from_map(ids: np.ndarray) -> tuple[np.ndarray, list[Rle]]:
-    """The masks of a map (H, W) in which every object has a number of its own.
-
-    Returns:
-        the numbers in ascending order without 0, and the mask of each.
-    """
-    values, lengths = runs(ids.T)
-    ends = np.cumsum(lengths)
-    order = np.argsort(values, kind="stable")
-    numbers, firsts = np.unique(values[order], return_index=True)
-    masks = []
-    for places in np.split(order, firsts[1:]):
-        inside = np.stack([ends[places] - lengths[places], ends[places]], axis=1).reshape(-1)
-        counts = np.diff(np.concatenate([[0], inside, [ids.size]]))
-        masks.append(_encoded(counts.tolist() if counts[-1] else counts[:-1].tolist(), ids.shape))
-    kept = np.flatnonzero(numbers)
-    return numbers[kept], [masks[place] for place in kept.tolist()]
-
-
-def from_mask(mask: np.ndarray) -> Rle:
-    """The RLE of one mask (H, W); what is not 0 is inside."""
-    # coco_mask.encode() goes from pixel to pixel.
-    inside, lengths = runs(mask.T.astype(bool, copy=False))
-    return _encoded([0, *lengths.tolist()] if inside[0] else lengths.tolist(), mask.shape)
-
-
-def boxes_and_areas(masks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """The absolute xywh boxes (n, 4) around masks, and their areas (n,), float64."""
-    if not masks:
-        return np.zeros((0, 4)), np.zeros(0)
-    rles = [{"size": mask["size"], "counts": mask["counts"].encode("ascii")} for mask in masks]
-    return np.asarray(coco_mask.toBbox(rles), np.float64), np.asarray(coco_mask.area(rles), np.float64)
-
-
 def to_arrow(masks: Sequence[Mapping[str, Any]]) -> pa.Array:
     """Masks as a column of `FEATURE`."""
     sizes = pa.array([edge for mask in masks for edge in mask["size"]], pa.int64())
     offsets = pa.array(np.arange(0, 2 * len(masks) + 1, 2, dtype=np.int32))
     counts = pa.array([mask["counts"] for mask in masks], pa.string())
     return pa.StructArray.from_arrays([pa.ListArray.from_arrays(offsets, sizes), counts], names=list(FEATURE))
-
-
-def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The runs of equal values along a map, row by row: the value and the length of each."""
-    flat = values.reshape(-1)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if len(flat) else np.zeros(0, np.int64)
-    return flat[starts], np.diff(starts, append=len(flat))
 
 
 def _drawable(size: Sequence[int]) -> tuple[int, int]:
@@ -250,8 +208,3 @@ def _checked(polygon: Any, size: tuple[int, int]) -> list[float]:
         if outline > _LONGEST:
             raise BadMask("mask-unreadable", f"its outline is {outline:.3g} pixels long")
     return edges
-
-
-def _encoded(counts: list[int], shape: tuple[int, ...]) -> Rle:
-    rle = coco_mask.frPyObjects({"size": list(shape), "counts": counts}, *shape)
-    return {"size": list(shape), "counts": rle["counts"].decode("ascii")}

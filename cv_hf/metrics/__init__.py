@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from cv_hf.metrics.base import Accumulator, SampleRecords, StreamingMetric, Tally
-from cv_hf.metrics.classification import (
-    ClassificationMetric,
-    MultiLabelAccumulator,
-    MultiLabelMetric,
-    SingleLabelAccumulator,
-)
-from cv_hf.metrics.detection import DetectionAccumulator, DetectionMetric
-from cv_hf.metrics.panoptic import PanopticAccumulator, PanopticMetric
-from cv_hf.metrics.semantic import SemanticAccumulator, SemanticMetric
+from typing import Any
+
+from cv_hf.metrics.base import Accumulator, SampleRecords, Tally
+from cv_hf.metrics.classification import MultiLabelAccumulator, SingleLabelAccumulator
+from cv_hf.metrics.detection import DetectionAccumulator
+from cv_hf.metrics.panoptic import PanopticAccumulator
+from cv_hf.metrics.semantic import SemanticAccumulator
 
 __all__ = [
     "Accumulator",
@@ -29,3 +26,12 @@ __all__ = [
     "StreamingMetric",
     "Tally",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # evaluate takes half a second to import, and training needs none of it.
+    if not (name in __all__ and name.endswith("Metric")):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cv_hf.metrics import adapters
+
+    return getattr(adapters, name)

@@ -1,12 +1,10 @@
-"""What every metric is: an accumulator that can be merged, and the adapter that makes it an evaluate.Metric."""
+"""What every metric is: an accumulator that can be merged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Protocol
 
-import datasets
-import evaluate
 import numpy as np
 
 from cv_hf.errors import DataError
@@ -171,123 +169,3 @@ def check_mergeable(one: Any, other: Any, *settings: str) -> None:
     for name in settings:
         if getattr(one, name) != getattr(other, name):
             raise DataError(f"metrics with different {name} cannot be merged.")
-
-
-class StreamingMetric(evaluate.Metric):
-    """An accumulator as an evaluate.Metric, to be filled by `add`/`add_batch` and read by `compute`.
-
-    evaluate.Metric itself keeps all predictions in Arrow files under locks and computes from them at the end. Here
-    nothing is written or kept but the accumulator, so evaluate's options for files and processes do not apply: gather
-    the metrics of several processes (they are picklable) and `merge` them.
-
-    Args:
-        accumulator: makes an empty accumulator; called again after each `compute`.
-        description: what the metric is, in Markdown.
-        features: the columns `predictions` and `references`, as evaluate documents a metric's inputs.
-        citation: BibTeX of the paper that defines it, if any.
-        inputs_description: shapes and units of the inputs.
-    """
-
-    def __init__(
-        self,
-        accumulator: Callable[[], Accumulator],
-        *,
-        description: str,
-        features: datasets.Features | list[datasets.Features],
-        citation: str = "",
-        inputs_description: str = "",
-    ) -> None:
-        self._declared = evaluate.MetricInfo(
-            description=description, citation=citation, features=features, inputs_description=inputs_description
-        )
-        self._new_accumulator = accumulator
-        self._reset()
-        super().__init__()
-
-    def add_batch(
-        self, *, predictions: Any = None, references: Any = None, sample_ids: Sequence[Hashable] | None = None
-    ) -> None:
-        """Count a batch.
-
-        Args:
-            predictions: one entry per sample.
-            references: one entry per sample.
-            sample_ids: one per sample, by which duplicates are dropped; None: every sample counts, and the metric
-                cannot be merged.
-
-        Raises:
-            DataError: inputs that do not fit the metric or each other.
-        """
-        if predictions is None or references is None:
-            raise DataError("a metric needs both predictions and references.")
-        if len(self.accumulator) and (sample_ids is None) != self._numbered:
-            raise DataError("sample_ids must be given for all batches or for none.")
-        numbered = sample_ids is None
-        if numbered:
-            sample_ids = range(len(self.accumulator), len(self.accumulator) + len(references))
-        self.accumulator.update(predictions, references, sample_ids)
-        self._numbered = numbered
-
-    def add(
-        self,
-        *,
-        prediction: Any = None,
-        reference: Any = None,
-        sample_id: Hashable | None = None,
-        predictions: Any = None,
-        references: Any = None,
-    ) -> None:
-        """Count one sample.
-
-        Args:
-            prediction: the sample's entry, without a batch dimension.
-            reference: the sample's entry.
-            sample_id: as in `add_batch`.
-            predictions: the same as `prediction`; evaluate.combine calls it so.
-            references: the same as `reference`.
-        """
-        prediction = predictions if prediction is None else prediction
-        reference = references if reference is None else reference
-        self.add_batch(
-            predictions=None if prediction is None else [prediction],
-            references=None if reference is None else [reference],
-            sample_ids=None if sample_id is None else [sample_id],
-        )
-
-    def compute(
-        self, *, predictions: Any = None, references: Any = None, sample_ids: Sequence[Hashable] | None = None
-    ) -> dict[str, Any]:
-        """Count a last batch, if one is given; return the metric of all samples and start anew.
-
-        Raises:
-            DataError: no sample was counted, or inputs as in `add_batch`.
-        """
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references, sample_ids=sample_ids)
-        result = self.accumulator.compute()
-        self._reset()
-        return result
-
-    def merge(self, other: StreamingMetric) -> None:
-        """Count what another metric of the same kind has counted; samples with the same id count once.
-
-        Raises:
-            DataError: a metric of another kind, or samples that were added without ids, so that those of two metrics
-                cannot be told apart.
-        """
-        if self._numbered or other._numbered:
-            raise DataError("metrics can only be merged when their samples were added with sample_ids.")
-        self.accumulator.merge(other.accumulator)
-
-    def __len__(self) -> int:
-        return len(self.accumulator)
-
-    def _reset(self) -> None:
-        self.accumulator = self._new_accumulator()
-        self._numbered = False
-
-    def _info(self) -> evaluate.MetricInfo:
-        return self._declared
-
-    def _build_data_dir(self) -> None:
-        """The base class makes a folder in the user's cache here; nothing would ever be put into it."""

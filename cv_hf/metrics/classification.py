@@ -10,14 +10,12 @@ all columns.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 
 from cv_hf.errors import DataError
-from cv_hf.metrics.base import SampleRecords, StreamingMetric, check_mergeable, checked_names, to_numpy
+from cv_hf.metrics.base import SampleRecords, check_mergeable, checked_names, to_numpy
 
 # A larger confusion matrix is neither read by anyone nor fit for a JSON file (ImageNet-21k: 477 million numbers).
 CONFUSION_MATRIX_LABELS = 1000
@@ -223,43 +221,6 @@ class MultiLabelAccumulator:
 
     def __len__(self) -> int:
         return len(self._records)
-
-
-class ClassificationMetric(StreamingMetric):
-    """Single-label classification as an evaluate.Metric; see SingleLabelAccumulator for inputs and results.
-
-    metric = ClassificationMetric(["cat", "dog"])
-    metric.add_batch(predictions=logits, references=labels)
-    metric.compute()["accuracy"]
-    """
-
-    def __init__(self, label_names: Sequence[str]) -> None:
-        super().__init__(
-            partial(SingleLabelAccumulator, label_names),
-            description="Accuracy, top-5 accuracy, macro F1, per-class scores and confusion matrix.",
-            features=[
-                datasets.Features(
-                    predictions=datasets.List(datasets.Value("float32")), references=datasets.Value("int64")
-                ),
-                datasets.Features(predictions=datasets.Value("int64"), references=datasets.Value("int64")),
-            ],
-            inputs_description="predictions: scores (batch, num_labels) or class ids (batch,); "
-            "references: class ids (batch,).",
-        )
-
-
-class MultiLabelMetric(StreamingMetric):
-    """Multi-label classification as an evaluate.Metric; see MultiLabelAccumulator for inputs and results."""
-
-    def __init__(self, label_names: Sequence[str], threshold: float = 0.5) -> None:
-        super().__init__(
-            partial(MultiLabelAccumulator, label_names, threshold),
-            description="Mean average precision, F1, subset accuracy and per-class scores.",
-            features=datasets.Features(
-                predictions=datasets.List(datasets.Value("float32")), references=datasets.List(datasets.Value("int64"))
-            ),
-            inputs_description="predictions: logits (batch, num_labels); references: multi-hot (batch, num_labels).",
-        )
 
 
 def _check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:

@@ -9,17 +9,15 @@ which does the same in C++. Where pycocotools says -1, since no ground truth def
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 from faster_coco_eval import faster_eval_api_cpp as evaluator
 from faster_coco_eval import mask_api_new_cpp as mask_api
 from faster_coco_eval.core import mask
 
 from cv_hf.errors import DataError
-from cv_hf.metrics.base import StreamingMetric, check_mergeable, checked_names, plain_ids, to_numpy
+from cv_hf.metrics.base import check_mergeable, checked_names, plain_ids, to_numpy
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 RECALL_THRESHOLDS = np.linspace(0, 1, 101).tolist()
@@ -254,55 +252,6 @@ class DetectionAccumulator:
         for kept, rows in ((self._detections, detections), (self._objects, objects), (self._pairs, pairs)):
             rows = {**rows, "image": places[rows["image"]]}
             kept.append(_take(rows, rows["image"] >= 0))
-
-
-class DetectionMetric(StreamingMetric):
-    """Object detection or instance segmentation as an evaluate.Metric; see DetectionAccumulator for inputs and results.
-
-    metric = DetectionMetric(["cat", "dog"])
-    metric.add_batch(predictions=processor.post_process_object_detection(...), references=rows["objects"])
-    metric.compute()["map"]
-    """
-
-    def __init__(self, label_names: Sequence[str], masks: bool = False) -> None:
-        numbers = datasets.List(datasets.Value("float64"))
-        found, sought = (
-            {"boxes": datasets.List(datasets.List(datasets.Value("float32")))},
-            {"bbox": datasets.List(numbers)},
-        )
-        if masks:
-            rle = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
-            found, sought = {"masks": datasets.List(rle)}, {"segmentation": datasets.List(rle)}
-        super().__init__(
-            partial(DetectionAccumulator, label_names, masks),
-            description="COCO's average precision and recall, and the score thresholds with the best F1.",
-            citation=CITATION,
-            features=datasets.Features(
-                predictions={
-                    **found,
-                    "scores": datasets.List(datasets.Value("float32")),
-                    "labels": datasets.List(datasets.Value("int64")),
-                },
-                references={
-                    **sought,
-                    "category": datasets.List(datasets.Value("int64")),
-                    "area": numbers,
-                    "iscrowd": datasets.List(datasets.Value("bool")),
-                },
-            ),
-            inputs_description="predictions, of each image: boxes (n, 4), xyxy in pixels, scores (n,), labels (n,); "
-            "references, of each image: bbox (m, 4), xywh in pixels, category (m,), area (m,), iscrowd (m,). Of masks: "
-            "masks (n,) for boxes and segmentation (m,) for bbox, COCO's compressed RLE.",
-        )
-
-
-CITATION = """@inproceedings{lin2014microsoft,
-  title={Microsoft {COCO}: Common Objects in Context},
-  author={Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James and Perona, Pietro and Ramanan, Deva and
-    Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
-  booktitle={European Conference on Computer Vision},
-  year={2014}
-}"""
 
 
 def _column(entries: Sequence[Mapping[str, Any]], name: str, dtype: type, width: int | None = None) -> np.ndarray:

@@ -8,14 +8,12 @@ which COCO does not have, panopticapi sees one; here all count.)
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 
 from cv_hf.errors import DataError
-from cv_hf.metrics.base import StreamingMetric, Tally, check_mergeable, checked_names, plain_ids, to_numpy
+from cv_hf.metrics.base import Tally, check_mergeable, checked_names, plain_ids, to_numpy
 
 Answer = Mapping[str, Any]
 
@@ -155,44 +153,6 @@ class PanopticAccumulator:
                 f"segments_info holds {key} {classes[outside][0]}, outside 0 ... {len(self.label_names) - 1}."
             )
         return ids, classes, crowd
-
-
-class PanopticMetric(StreamingMetric):
-    """Panoptic segmentation as an evaluate.Metric; see PanopticAccumulator for inputs and results.
-
-    metric = PanopticMetric(["cat", "sky"], things=[True, False])
-    metric.add_batch(predictions=processor.post_process_panoptic_segmentation(...), references=rows)
-    metric.compute()["pq"]
-    """
-
-    def __init__(self, label_names: Sequence[str], things: Sequence[bool]) -> None:
-        number = datasets.Value("int64")
-        maps = datasets.List(datasets.List(number))
-        super().__init__(
-            partial(PanopticAccumulator, label_names, things),
-            description="Panoptic, segmentation and recognition quality of all classes, of things and of stuff.",
-            citation=CITATION,
-            features=datasets.Features(
-                predictions={"segmentation": maps, "segments_info": datasets.List({"id": number, "label_id": number})},
-                references={
-                    "segmentation": maps,
-                    "segments_info": datasets.List(
-                        {"id": number, "category_id": number, "iscrowd": datasets.Value("bool")}
-                    ),
-                },
-            ),
-            inputs_description="predictions and references, of each image: segmentation (height, width), segment ids; "
-            "segments_info, of each segment: id, and the class as label_id or, with iscrowd, as category_id.",
-        )
-
-
-CITATION = """@inproceedings{kirillov2019panoptic,
-  title={Panoptic Segmentation},
-  author={Kirillov, Alexander and He, Kaiming and Girshick, Ross and Rother, Carsten and Doll{\\'a}r, Piotr},
-  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  pages={9404--9413},
-  year={2019}
-}"""
 
 
 def _overlaps(found: np.ndarray, sought: np.ndarray, found_ids: np.ndarray, sought_ids: np.ndarray) -> np.ndarray:

@@ -9,14 +9,12 @@ classes that occur in the references.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 
 from cv_hf.errors import DataError
-from cv_hf.metrics.base import StreamingMetric, Tally, check_mergeable, checked_names, plain_ids, to_numpy
+from cv_hf.metrics.base import Tally, check_mergeable, checked_names, plain_ids, to_numpy
 from cv_hf.metrics.classification import CONFUSION_MATRIX_LABELS
 
 # What is counted at a time: it bounds the memory that large maps take, and stays in the processor's cache.
@@ -148,36 +146,6 @@ class SemanticAccumulator:
                     f"{self.ignore_index}."
                 )
         return table[:classes].ravel()
-
-
-class SemanticMetric(StreamingMetric):
-    """Semantic segmentation as an evaluate.Metric; see SemanticAccumulator for inputs and results.
-
-    metric = SemanticMetric(["road", "sky"], ignore_index=255)
-    metric.add_batch(predictions=processor.post_process_semantic_segmentation(...), references=masks)
-    metric.compute()["mean_iou"]
-    """
-
-    def __init__(self, label_names: Sequence[str], ignore_index: int | None = 255) -> None:
-        maps = datasets.List(datasets.List(datasets.Value("int64")))
-        super().__init__(
-            partial(SemanticAccumulator, label_names, ignore_index),
-            description="Mean IoU, Dice, pixel and mean accuracy, per-class scores and confusion matrix of pixels.",
-            citation=CITATION,
-            features=datasets.Features(predictions=maps, references=maps),
-            inputs_description="predictions and references, of each image: class ids (height, width).",
-        )
-
-
-CITATION = """@article{everingham2010pascal,
-  title={The {PASCAL} Visual Object Classes ({VOC}) Challenge},
-  author={Everingham, Mark and Van Gool, Luc and Williams, Christopher K. I. and Winn, John and Zisserman, Andrew},
-  journal={International Journal of Computer Vision},
-  volume={88},
-  number={2},
-  pages={303--338},
-  year={2010}
-}"""
 
 
 def _clipped(ids: np.ndarray, classes: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as transforms
 from transformers.image_transforms import get_size_with_aspect_ratio
 
-from cv_hf.data.rle import from_mask
+from cv_hf.runs import from_mask
 
 Size = tuple[int, int]
 # Class logits (Q, C), mask logits (Q, h, w) and the size of the image.

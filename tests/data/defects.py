@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import PIL.Image
 
-from cv_hf.data.rle import from_mask
+from cv_hf.runs import from_mask
 
 WIDTH, HEIGHT = 48, 36
 SPLITS = {"train": 6, "val": 4}

@@ -32,8 +32,8 @@ from hypothesis import strategies as st
 from cv_hf.config import DataConfig
 from cv_hf.data import decode, load_splits
 from cv_hf.data.labels import from_recipe, read_values
-from cv_hf.data.rle import from_mask
 from cv_hf.errors import CvHfError
+from cv_hf.runs import from_mask
 from cv_hf.tasks import get_task
 from tests.data.boxed import photo
 from tests.data.samples import png

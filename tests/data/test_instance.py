@@ -24,6 +24,7 @@ from cv_hf.data import Findings, LabelMap, coco, instance, rle
 from cv_hf.data.export import write_coco
 from cv_hf.data.load import load_split, load_splits
 from cv_hf.errors import DataError
+from cv_hf.runs import boxes_and_areas, from_map, from_mask
 from tests.data.boxed import photo, write
 from tests.data.samples import SHARED
 
@@ -219,13 +220,13 @@ def test_masks_and_maps_of_any_shape_equal_pycocotools(data):
     height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
     values = data.draw(st.lists(st.integers(0, 3), min_size=height * width, max_size=height * width))
     ids = np.array(values).reshape(height, width)
-    numbers, masks = rle.from_map(ids)
+    numbers, masks = from_map(ids)
     assert numbers.tolist() == sorted(set(values) - {0})
     for number, mask in zip(numbers, masks, strict=True):
-        assert mask == compressed(ids == number) == rle.from_mask(ids == number)
+        assert mask == compressed(ids == number) == from_mask(ids == number)
         assert rle.compress(mask, (height, width)) == (mask, [])
         assert rle.compress(uncompressed(ids == number), None) == (mask, [])
-    boxes, areas = rle.boxes_and_areas(masks)
+    boxes, areas = boxes_and_areas(masks)
     assert areas.tolist() == [(ids == number).sum() for number in numbers]
     for number, (left, top, wide, high) in zip(numbers, boxes.astype(int), strict=True):
         rows, columns = np.nonzero(ids == number)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cv_hf.data.rle import from_mask
+from cv_hf.runs import from_mask
 from cv_hf.transforms import build_augment, pack, present, resize_map, unpack
 
 
