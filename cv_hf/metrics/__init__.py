@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cv_hf.metrics.base import Accumulator, SampleRecords, Tally
 from cv_hf.metrics.classification import MultiLabelAccumulator, SingleLabelAccumulator
 from cv_hf.metrics.detection import DetectionAccumulator
 from cv_hf.metrics.panoptic import PanopticAccumulator
 from cv_hf.metrics.semantic import SemanticAccumulator
+
+if TYPE_CHECKING:
+    from cv_hf.metrics.adapters import (
+        ClassificationMetric,
+        DetectionMetric,
+        MultiLabelMetric,
+        PanopticMetric,
+        SemanticMetric,
+        StreamingMetric,
+    )
 
 __all__ = [
     "Accumulator",
