@@ -122,10 +122,10 @@ def forward(
             on_findings(findings)
             for group in groups:
                 inputs = send_to_device({**group.inputs, **(targets(group.rows) if targets else {})}, device)
-                # As training has its images: convolutions take them faster so.
-                for name, value in inputs.items():
-                    if name == "pixel_values" and value.ndim == 4:
-                        inputs[name] = value.contiguous(memory_format=torch.channels_last)
+                pixels = inputs.get("pixel_values")
+                if pixels is not None and pixels.ndim == 4:
+                    # As training has its images: convolutions take them faster so.
+                    inputs["pixel_values"] = pixels.contiguous(memory_format=torch.channels_last)
                 outputs = None
                 for subtask in subtasks or (None,):
                     if prompt is not None:
