@@ -28,8 +28,7 @@ MAX_DETECTIONS = (1, 10, 100)
 # What the evaluator gets in one call; it bounds the memory that matching takes.
 IMAGES_AT_ONCE = 256
 
-# Columns of equal length. Not a structured array: NumPy 2.4.6 corrupts memory when it concatenates those that hold
-# float32 boxes with those that hold float64 boxes.
+# Columns of equal length.
 Rows = dict[str, np.ndarray]
 
 
@@ -366,29 +365,32 @@ def _by_class(rows: Rows, classes: int) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(rows["label"][order], np.arange(1, classes)))
 
 
+def _bounds(images: np.ndarray, *columns: np.ndarray) -> np.ndarray:
+    """Where each image begins and ends in each of some sorted columns, (images, 2 for each column)."""
+    sides = [np.searchsorted(column, images, side) for column in columns for side in ("left", "right")]
+    return np.stack(sides, axis=1)
+
+
 def _pairs(detections: Rows, objects: Rows) -> tuple[np.ndarray, Rows]:
     """What can match: detections and objects of a class whose IoU reaches the lowest threshold; rows by image.
 
     Returns:
         of each detection, its number among those of its image that have a pair, or -1; and the pairs.
     """
-    near = np.full(len(detections["image"]), -1, np.int32)
-    pairs = [{name: np.empty(0, np.int32) for name in ("image", "near", "object")} | {"iou": np.empty(0)}]
     images = np.intersect1d(detections["image"], objects["image"])
-    bounds = [
-        np.searchsorted(rows["image"], images, side).tolist()
-        for rows in (detections, objects)
-        for side in ("left", "right")
-    ]
-    for image, first, last, top, end in zip(images.tolist(), *bounds, strict=True):
+    rows, numbers, ious = [np.empty(0, np.int64)], [np.empty(0, np.int32)], [np.empty(0)]
+    for first, last, top, end in _bounds(images, detections["image"], objects["image"]).tolist():
         iou = _ious(detections, slice(first, last), objects, slice(top, end))
-        places, numbers = np.nonzero(iou >= IOU_THRESHOLDS[0])
-        own, numbered = np.unique(places, return_inverse=True)
-        near[first + own] = np.arange(len(own))
-        found = {"image": np.full(len(places), image), "near": numbered, "object": numbers}
-        found = {name: column.astype(np.int32) for name, column in found.items()}
-        pairs.append(found | {"iou": iou[places, numbers]})
-    return near, _concatenate(pairs)
+        found, sought = np.nonzero(iou >= IOU_THRESHOLDS[0])
+        rows.append(first + found)
+        numbers.append(sought.astype(np.int32))
+        ious.append(iou[found, sought])
+    paired = np.concatenate(rows)
+    own = np.unique(paired)
+    near = np.full(len(detections["image"]), -1, np.int32)
+    near[own] = _places(detections["image"][own])
+    pairs = {"image": detections["image"][paired], "near": near[paired]}
+    return near, {**pairs, "object": np.concatenate(numbers), "iou": np.concatenate(ious)}
 
 
 def _match(detections: Rows, objects: Rows, pairs: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -400,13 +402,7 @@ def _match(detections: Rows, objects: Rows, pairs: Rows) -> tuple[np.ndarray, np
         n).
     """
     near = np.flatnonzero(detections["near"] >= 0)
-    images = np.unique(pairs["image"])
-    bounds = [
-        np.searchsorted(column, images, side)
-        for column in (detections["image"][near], objects["image"], pairs["image"])
-        for side in ("left", "right")
-    ]
-    cells = np.stack(bounds, axis=1)
+    cells = _bounds(np.unique(pairs["image"]), detections["image"][near], objects["image"], pairs["image"])
     matches = [np.empty((2, len(AREAS), len(IOU_THRESHOLDS), 0), bool)]
     for start in range(0, len(cells), IMAGES_AT_ONCE):
         found, sought, ious = [], [], []
