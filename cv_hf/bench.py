@@ -91,6 +91,8 @@ def _reading(trainer: Trainer, seconds: float) -> tuple[dict[str, float], list[d
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     samples, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
+    # As in the first epoch.
+    cache, samples.cache = samples.cache, None
     keys = cycle(trainer._get_train_sampler())
     batches: list[dict[str, Any]] = []
 
@@ -112,6 +114,7 @@ def _reading(trainer: Trainer, seconds: float) -> tuple[dict[str, float], list[d
 
     whole, alone = _rate(read, seconds), _rate(decoded, seconds / 2)
     torch.set_num_threads(threads)
+    samples.cache = cache
     rest = max(0.0, 1000 / whole - 1000 / alone)
     return {"images_per_second": whole, "decoding_ms": 1000 / alone, "rest_ms": rest}, batches
 

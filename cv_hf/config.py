@@ -166,6 +166,7 @@ class TrainConfig(Section):
     ema: Share | None = None
     multi_scale: Scales | None = None
     early_stopping: PerClass | None = None
+    cache_images: bool = True
 
     @property
     def arguments(self) -> dict[str, Any]:

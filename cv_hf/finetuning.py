@@ -31,6 +31,7 @@ from cv_hf.task import Task
 from cv_hf.tasks import get_task
 from cv_hf.training import (
     EvalSamples,
+    ImageCache,
     LogFile,
     Preflight,
     Progress,
@@ -274,6 +275,7 @@ def build_trainer(
             labels=splits.labels,
             subtasks=task.subtasks,
             resize=resize,
+            cache=image_cache(recipe, len(splits.train)),
         ),
         data_collator=partial(
             collate_train,
@@ -306,6 +308,14 @@ def build_trainer(
     )
 
 
+def image_cache(recipe: Recipe, length: int) -> ImageCache | None:
+    """A cache for so many training images, unless the recipe or the system wants none."""
+    try:
+        return ImageCache(length, 1 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if recipe.train.cache_images else None
+    except OSError:
+        return None
+
+
 def train(trainer: Trainer, recipe: Recipe, folder: Path, checkpoint: str | None) -> dict[str, Any]:
     """Train to the end and load the best checkpoint; return what metrics.json says of training.
 
@@ -329,6 +339,7 @@ def train(trainer: Trainer, recipe: Recipe, folder: Path, checkpoint: str | None
         if is_main():
             finished.unlink(missing_ok=True)
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train_dataset.cache = None  # scoring needs the memory more
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

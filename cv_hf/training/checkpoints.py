@@ -62,6 +62,7 @@ MAY_CHANGE: dict[str, str] = {
                 "dataloader_in_order",
             ),
             *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_find_unused_parameters"),
+            "cache_images",
             *("ddp_bucket_cap_mb", "ddp_backend", "ddp_timeout", "ddp_static_graph"),
         )
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import re
 import shutil
 import time
@@ -12,10 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import TrainingArguments
 
+from cv_hf.environment import memory_free
 from cv_hf.errors import ResourceError, causes
 from cv_hf.training.checkpoints import size_of
 from cv_hf.training.trainer import Trainer, checked, megabytes, unchanged_random_state
@@ -190,6 +191,8 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
                 loss = trainer.compute_loss(model, inputs)
             loss.backward()
             value = loss.item()
+            if not math.isfinite(value):
+                raise trainer.not_finite()
     finally:
         trainer.scales = scales
         model.train(training)
@@ -216,7 +219,7 @@ def _let_go(trainer: Trainer) -> None:
 def _memory_free(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return memory_free()
 
 
 def _disk(trainer: Trainer, folder: Path, checkpoint: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from cv_hf.data import LabelMap, UnreadableImage, decode_array
 from cv_hf.errors import CvHfError
 from cv_hf.task import Finding
+from cv_hf.training.cache import ImageCache
 from cv_hf.transforms import Augment, resize_map
 
 Fit = Callable[[Mapping[str, Any], tuple[int, int], LabelMap], tuple[Mapping[str, Any] | None, list[Finding]]]
@@ -72,7 +73,7 @@ class TrainSamples(Dataset):
 
     `fit` is the task's: with the LabelMap, it makes a row's targets fit its decoded image. `resize`, where the
     augmentations do not end at the model's size, brings an image to the size that the processor would give it.
-    `subtasks` are the task's; each sample has one of them, drawn anew every epoch.
+    `subtasks` are the task's; each sample has one of them, drawn anew every epoch. `cache` keeps decoded images.
 
     An image that cannot be decoded, or has no targets that fit it, is replaced by the next one that can be used, so
     that batches keep their size; which one was passed over travels with the sample as a finding.
@@ -88,6 +89,7 @@ class TrainSamples(Dataset):
         labels: LabelMap | None = None,
         subtasks: Sequence[str] = (),
         resize: Callable[[np.ndarray], np.ndarray] | None = None,
+        cache: ImageCache | None = None,
     ):
         self.dataset = dataset
         self.train_sample = train_sample
@@ -96,6 +98,7 @@ class TrainSamples(Dataset):
         self.labels = labels
         self.subtasks = subtasks
         self.resize = resize
+        self.cache = cache
         # Boxes and masks refer to the pixels of the whole image.
         self.reduction = augment.reduction if fit is None and augment.moved is None else None
 
@@ -108,10 +111,10 @@ class TrainSamples(Dataset):
             return {"findings": findings}
         epoch, index, *spare = key
         key = epoch, index
-        read = partial(decode_array, reduction=self.reduction)
         for offset in range(min(len(self), _SUBSTITUTES)):
-            row = self.dataset[(index + offset) % len(self)]
-            pixels, size, row, found = _read(row, read, self.fit, self.labels)
+            place = (index + offset) % len(self)
+            read = partial(self.decoded, place)
+            pixels, size, row, found = _read(self.dataset[place], read, self.fit, self.labels)
             findings += found
             if pixels is not None:
                 try:
@@ -130,6 +133,17 @@ class TrainSamples(Dataset):
                     sample["spare"] = True
                 return {**sample, "file": row["file"], "findings": findings}
         return {"findings": findings}
+
+    def decoded(self, index: int, image: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, int], list[str]]:
+        """What `decode_array` makes of a row's image, which stands at this index; kept, where there is a cache."""
+        kept = None if self.cache is None else self.cache.get(index)
+        if kept is not None:
+            return *kept, []
+        pixels, size, codes = decode_array(image, reduction=self.reduction)
+        # What had to be repaired is few, and said again each time.
+        if self.cache is not None and not codes:
+            self.cache.put(index, pixels, size)
+        return pixels, size, codes
 
 
 class EvalSamples(Dataset):

@@ -192,9 +192,10 @@ class Trainer(transformers.Trainer):
         # Trainer divides by the number of micro-batches, and the processes take the mean of their gradients; weighing
         # by size makes that the mean over all samples, however unevenly the last ones of an epoch are shared out.
         processes = self.accelerator.num_processes
-        own = torch.tensor([0 if batch.pop("spare", False) else _size(batch) for batch in batches], device=device)
-        whole = self.accelerator.reduce(own, "sum").tolist()
-        for batch, size, of in zip(batches, own.tolist(), whole, strict=True):
+        own = whole = [0 if batch.pop("spare", False) else _size(batch) for batch in batches]
+        if processes > 1:
+            whole = self.accelerator.reduce(torch.tensor(own, device=device), "sum").tolist()
+        for batch, size, of in zip(batches, own, whole, strict=True):
             batch["share"] = size * processes / of
             batch["weight"] = size * processes * len(batches) / sum(whole)
         return batches, None
@@ -221,13 +222,19 @@ class Trainer(transformers.Trainer):
             # Matching boxes to objects fails on what is no number, each library in words of its own.
             if not re.search(r"\bnan\b|invalid numeric", str(error), re.IGNORECASE):
                 raise
-            raise self._not_finite() from None
-        if not torch.isfinite(loss.detach()).all():
-            raise self._not_finite()
+            raise self.not_finite() from None
         loss = loss * self._weight
         return (loss, outputs) if return_outputs else loss
 
-    def _not_finite(self) -> DataError:
+    def training_step(self, *arguments: Any, **more: Any) -> torch.Tensor:
+        loss = super().training_step(*arguments, **more)
+        # Not before the backward, which a GPU is given while it computes the forward: looking waits for its answer.
+        if not torch.isfinite(loss).all():
+            raise self.not_finite()
+        return loss
+
+    def not_finite(self) -> DataError:
+        """Says of which images the loss is not finite: those of the batch that was computed last."""
         files = ", ".join(self._files[:8]) + (", ..." if len(self._files) > 8 else "")
         return DataError(
             f"the loss is not finite at step {self.state.global_step + 1}, on {files}.\n"
