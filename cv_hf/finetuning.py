@@ -31,7 +31,6 @@ from cv_hf.task import Task
 from cv_hf.tasks import get_task
 from cv_hf.training import (
     EvalSamples,
-    ImageCache,
     LogFile,
     Preflight,
     Progress,
@@ -47,6 +46,7 @@ from cv_hf.training import (
     fault,
     find_scales,
     gathered,
+    image_cache,
     megabytes,
     memory_error,
     newest_checkpoint,
@@ -275,7 +275,7 @@ def build_trainer(
             labels=splits.labels,
             subtasks=task.subtasks,
             resize=resize,
-            cache=image_cache(recipe, len(splits.train)),
+            cache=image_cache(len(splits.train)) if recipe.train.cache_images else None,
         ),
         data_collator=partial(
             collate_train,
@@ -306,14 +306,6 @@ def build_trainer(
             Progress(known, recipe.train.batch_size, disable=bool(arguments.disable_tqdm)),
         ],
     )
-
-
-def image_cache(recipe: Recipe, length: int) -> ImageCache | None:
-    """A cache for so many training images, unless the recipe or the system wants none."""
-    try:
-        return ImageCache(length, 1 / int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if recipe.train.cache_images else None
-    except OSError:
-        return None
 
 
 def train(trainer: Trainer, recipe: Recipe, folder: Path, checkpoint: str | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from cv_hf.training import (
     data_seed,
     evaluate,
     find_scales,
+    image_cache,
     recorder,
     resolve,
     takes_mask,
@@ -93,7 +94,14 @@ def main(recipe_file: str, *overrides: str) -> dict:
         model=model,
         args=arguments,
         train_dataset=TrainSamples(
-            splits.train, task.train_sample, augment, fit=task.fit, labels=labels, subtasks=task.subtasks, resize=resize
+            splits.train,
+            task.train_sample,
+            augment,
+            fit=task.fit,
+            labels=labels,
+            subtasks=task.subtasks,
+            resize=resize,
+            cache=image_cache(len(splits.train)) if recipe.train.cache_images else None,
         ),
         data_collator=partial(
             collate_train,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cv_hf.training.arguments import choose_metric, data_seed, describe, resolve, training_arguments
-from cv_hf.training.cache import ImageCache
+from cv_hf.training.cache import image_cache
 from cv_hf.training.checkpoints import check_changes, disk_full, fault, newest_checkpoint, read_manifest, write_text
 from cv_hf.training.evaluation import evaluate, forward, gathered, recorder
 from cv_hf.training.preflight import Preflight, memory_error, out_of_memory, preflight
@@ -14,7 +14,6 @@ from cv_hf.training.trainer import LogFile, Trainer, megabytes, takes_mask
 
 __all__ = [
     "EvalSamples",
-    "ImageCache",
     "LogFile",
     "Preflight",
     "Progress",
@@ -32,6 +31,7 @@ __all__ = [
     "find_scales",
     "forward",
     "gathered",
+    "image_cache",
     "megabytes",
     "memory_error",
     "newest_checkpoint",

@@ -22,6 +22,15 @@ _ENTRY = struct.Struct("<qiiii")
 _LOOK = 1 << 24
 
 
+def image_cache(length: int) -> ImageCache | None:
+    """A cache of so many images for this process, one of `LOCAL_WORLD_SIZE` on this machine; None where there can be
+    none."""
+    try:
+        return ImageCache(length, 1 / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    except OSError:
+        return None
+
+
 class ImageCache:
     """Decoded images that the loader workers of a process share, by their index.
 

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cv_hf.environment import memory_free
 from cv_hf.finetuning import finetune, open_recipe, prepare
-from cv_hf.training import ImageCache, samples
+from cv_hf.training import samples
+from cv_hf.training.cache import ImageCache
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory here")
 
