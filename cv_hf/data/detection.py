@@ -866,9 +866,9 @@ def _clip(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     A box that leaves its image by less than a rounded annotation may is not touched, and one of which less than that
     would remain is outside.
     """
-    corner = boxes[:, :2] + boxes[:, 2:]
     edges = sizes[:, ::-1]
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        corner = boxes[:, :2] + boxes[:, 2:]
         leaves = ((boxes[:, :2] < -_ROUNDING) | (corner > edges + _ROUNDING)).any(axis=1)
         start = np.maximum(boxes[:, :2], 0)
         rest = np.minimum(corner, edges) - start

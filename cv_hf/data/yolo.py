@@ -388,7 +388,9 @@ def _read_split(paths: Sequence[str], labels: Sequence[str | None], reading: _Re
                 kept.append(path)
                 sizes.append(size)
     of_boxes = np.asarray(sizes, np.float64).reshape(-1, 2)[np.asarray(owners, np.int64)]
-    absolute = cxcywh_norm_to_xywh(boxes, of_boxes)
+    # What becomes infinite is no box, and is lost as such.
+    with np.errstate(over="ignore", invalid="ignore"):
+        absolute = cxcywh_norm_to_xywh(boxes, of_boxes)
     return to_dataset(kept, range(len(kept)), sizes, owners, absolute, classes, int)
 
 

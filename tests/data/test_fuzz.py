@@ -520,6 +520,8 @@ def write(folder: Path, files: Files, links: dict[str, str]) -> None:
             os.mkfifo(path) if target == PIPE else path.symlink_to(target)
 
 
+# A warning of numpy would be printed, with a line of a program that the user has not written.
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_damaged_dataset_is_read_or_refused(tmp_path, name, examples):
