@@ -55,6 +55,32 @@ def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat[starts], np.diff(starts, append=len(flat))
 
 
+def run_lengths(counts: str | bytes) -> np.ndarray:
+    """The run lengths of compressed counts: six bits a letter, five of them of the number, least significant first;
+    from the fourth on a number is the difference to the one before the last.
+
+    Raises:
+        ValueError: the text is no such thing.
+    """
+    letters = (
+        np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    )
+    last = (letters & 32) == 0
+    if not len(letters) or letters.min() < 0 or letters.max() > 63 or not last[-1]:
+        raise ValueError("no compressed counts")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    sizes = ends - starts + 1
+    if sizes.max() > 7:
+        raise ValueError("a number too large for a run length")
+    shifts = 5 * (np.arange(len(letters)) - np.repeat(starts, sizes))
+    numbers = np.add.reduceat((letters & 31) << shifts, starts)
+    numbers -= np.where(letters[ends] & 16, 1 << (5 * sizes), 0)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
 def _encoded(counts: list[int], shape: tuple[int, ...]) -> Rle:
     rle = coco_mask.frPyObjects({"size": list(shape), "counts": counts}, *shape)
     return {"size": list(shape), "counts": rle["counts"].decode("ascii")}

@@ -34,6 +34,8 @@ from cv_hf.errors import DataError
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+# Older versions of OpenCV have blue first.
+_IN_COLOUR = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
 _HEADER_BYTES = 16
 _TAIL_BYTES = 64
 _BITS_PER_SAMPLE = 258
@@ -246,11 +248,13 @@ def _jpeg_pixels(opened: PIL.Image.Image) -> np.ndarray | None:
         return None
     try:
         pixels = cv2.imdecode(
-            np.frombuffer(opened.fp.getbuffer(), np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            np.frombuffer(opened.fp.getbuffer(), np.uint8), _IN_COLOUR | cv2.IMREAD_IGNORE_ORIENTATION
         )
     except cv2.error:
         return None
-    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
+    return (
+        pixels if pixels is None or _IN_COLOUR != cv2.IMREAD_COLOR else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
+    )
 
 
 def in_memory(source: str | bytes) -> str | io.BytesIO:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from faster_coco_eval.core import mask as coco_mask
 
 from cv_hf.data.findings import Findings
-from cv_hf.runs import Rle
+from cv_hf.runs import Rle, run_lengths
 
 FEATURE = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
 # An outline is traced point by point, five for each pixel, so that a coordinate of 1e9 would fill the memory, and so
@@ -117,7 +117,7 @@ def _from_runs(segmentation: Mapping[str, Any], size: tuple[int, int] | None) ->
     size = _drawable(stated)
     try:
         if isinstance(counts, (str, bytes)):
-            lengths = _lengths(counts.encode("ascii") if isinstance(counts, str) else counts)
+            lengths = run_lengths(counts)
         else:
             lengths = np.array([int(count) for count in counts], np.int64)
             if (lengths != np.array(counts, np.float64)).any():
@@ -133,30 +133,6 @@ def _from_runs(segmentation: Mapping[str, Any], size: tuple[int, int] | None) ->
 
 def _is_edge(value: object) -> bool:
     return type(value) is int and value > 0
-
-
-def _lengths(counts: bytes) -> np.ndarray:
-    """The run lengths of compressed counts: six bits a letter, five of them of the number, least significant first;
-    from the fourth on a number is the difference to the one before the last.
-
-    Raises:
-        ValueError: the text is no such thing.
-    """
-    letters = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = (letters & 32) == 0
-    if not len(letters) or letters.min() < 0 or letters.max() > 63 or not last[-1]:
-        raise ValueError("no compressed counts")
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    sizes = ends - starts + 1
-    if sizes.max() > 7:
-        raise ValueError("a number too large for a run length")
-    shifts = 5 * (np.arange(len(letters)) - np.repeat(starts, sizes))
-    numbers = np.add.reduceat((letters & 31) << shifts, starts)
-    numbers -= np.where(letters[ends] & 16, 1 << (5 * sizes), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
 
 
 def _from_polygons(segmentation: Sequence[Any], size: tuple[int, int]) -> tuple[dict[str, Any], list[BadMask]]:

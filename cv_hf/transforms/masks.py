@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
-from faster_coco_eval.core import mask as coco_mask
+
+from cv_hf.runs import run_lengths
 
 
 def pack(segmentations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
@@ -24,15 +26,19 @@ def pack(segmentations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> n
         the map, (H, W, layers).
     """
     kind = np.uint8 if len(segmentations) < 2**8 else np.uint16
-    layers = [np.zeros(size, kind)]
+    # Down the columns, as runs go, so that of each mask only what lies between its ends is looked at.
+    layers = [np.zeros(size[0] * size[1], kind)]
     for number, segmentation in enumerate(segmentations, 1):
-        inside = coco_mask.decode(dict(segmentation)).astype(bool)
-        layer = next((layer for layer in layers if not layer[inside].any()), None)
+        lengths = run_lengths(segmentation["counts"])
+        lengths = lengths[: len(lengths) // 2 * 2]
+        inside = np.repeat(np.arange(1, len(lengths)) % 2 == 1, lengths[1:])
+        there = slice(lengths[0], lengths[0] + len(inside)) if len(lengths) else slice(0)
+        layer = next((layer for layer in layers if not (layer[there].astype(bool) & inside).any()), None)
         if layer is None:
-            layer = np.zeros(size, kind)
+            layer = np.zeros_like(layers[0])
             layers.append(layer)
-        layer[inside] = number
-    return np.stack(layers, axis=-1)
+        np.copyto(layer[there], kind(number), where=inside)
+    return np.stack([cv2.transpose(layer.reshape(size[1], size[0])) for layer in layers], axis=-1)
 
 
 def unpack(numbered: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
