@@ -19,7 +19,8 @@ from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import UnreadableImage, decode_array
 from cv_hf.finetuning import open_recipe, prepare
 from cv_hf.training import EvalSamples, evaluate, memory_error, out_of_memory
-from cv_hf.training.progress import STARVED, memory_taken, starvation
+from cv_hf.training.memory import memory_taken
+from cv_hf.training.progress import LATER, STARVED, starvation
 from cv_hf.training.samples import collate_eval
 from cv_hf.training.trainer import Trainer, checked
 
@@ -31,6 +32,8 @@ _PLAIN = {
     "train.early_stopping": None,
     "train.disable_tqdm": True,
     "train.report_to": "none",
+    # As in the first epoch, whatever of it a measurement would see.
+    "train.cache_images": False,
 }
 _LEAST_STEPS = 5
 
@@ -67,7 +70,7 @@ def bench(
                 raise
             raise memory_error(trainer.args) from None
     found = {"reading": reading, "step": step, "training": training, "evaluation": scored, "memory": memory_taken()}
-    return {**found, "verdict": _verdict(found, trainer)}
+    return {**found, "verdict": _verdict(found, trainer, cached=asked.train.cache_images)}
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
@@ -91,8 +94,6 @@ def _reading(trainer: Trainer, seconds: float) -> tuple[dict[str, float], list[d
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     samples, size = trainer.train_dataset, trainer.args.per_device_train_batch_size
-    # As in the first epoch.
-    cache, samples.cache = samples.cache, None
     keys = cycle(trainer._get_train_sampler())
     batches: list[dict[str, Any]] = []
 
@@ -114,7 +115,6 @@ def _reading(trainer: Trainer, seconds: float) -> tuple[dict[str, float], list[d
 
     whole, alone = _rate(read, seconds), _rate(decoded, seconds / 2)
     torch.set_num_threads(threads)
-    samples.cache = cache
     rest = max(0.0, 1000 / whole - 1000 / alone)
     return {"images_per_second": whole, "decoding_ms": 1000 / alone, "rest_ms": rest}, batches
 
@@ -222,11 +222,12 @@ def _evaluation(trainer: Trainer, task: Any, splits: Any, batch_size: int, secon
     }
 
 
-def _verdict(found: Mapping[str, Any], trainer: Trainer) -> str:
+def _verdict(found: Mapping[str, Any], trainer: Trainer, cached: bool = False) -> str:
     waiting, workers = found["training"]["waiting"], found["training"]["workers"]
     if waiting > STARVED:
         processes = trainer.args.world_size
-        return f"Training is held back by its images: {starvation(waiting, 1 - waiting, workers, processes)}"
+        words = f"Training is held back by its images: {starvation(waiting, 1 - waiting, workers, processes)}"
+        return f"{words} {LATER}" if cached else words
     line = f"Training is held back by the model's own arithmetic: it waits for images {waiting:.0%} of the time."
     precise = not (trainer.args.bf16 or trainer.args.fp16)
     more = ["a lower model.image_size", "model.freeze=backbone", "a smaller model"]

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 PACKAGES = (
     "cv_hf",
@@ -63,50 +62,6 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def memory_free(root: Path = Path("/")) -> int:
-    """Bytes that are free on this machine, and within the limits of the containers and batch jobs that hold this
-    process (control groups of Linux, of either version). `root`: of the file system that tells of them."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    for group, names in _memory_groups(root):
-        limit, taken, cached = (_number(group, *name.split(":")) for name in names)
-        if limit is not None and taken is not None:
-            # What was read from files counts as taken, and goes when others need it.
-            free = min(free, max(0, limit - taken + (cached or 0)))
-    return free
-
-
-def _memory_groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """Each control group around this process, and where its limit, what it takes, and what of that is files stand."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, place = line.split(":", 2)
-        if not controllers:
-            mount, names = "", ("memory.max", "memory.current", "memory.stat:inactive_file")
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat:total_inactive_file")
-            mount = "memory"
-        else:
-            continue
-        top = root / "sys/fs/cgroup" / mount
-        # Within a container its own group is mounted at the top, whatever the path says.
-        group = top / place.strip("/")
-        yield from ((each, names) for each in (group, *group.parents) if each == top or top in each.parents)
-
-
-def _number(group: Path, file: str, key: str = "") -> int | None:
-    """The number in a file, or behind a word in it; None where there is none, or "max"."""
-    try:
-        words = (group / file).read_text().split()
-        return int(words[words.index(key) + 1] if key else words[0])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def quiet() -> None:

@@ -47,6 +47,7 @@ from cv_hf.training import (
     find_scales,
     gathered,
     image_cache,
+    learnt,
     megabytes,
     memory_error,
     newest_checkpoint,
@@ -303,7 +304,12 @@ def build_trainer(
         notes=notes,
         callbacks=[
             LogFile(folder / "log.jsonl"),
-            Progress(known, recipe.train.batch_size, disable=bool(arguments.disable_tqdm)),
+            Progress(
+                known,
+                recipe.train.batch_size,
+                disable=bool(arguments.disable_tqdm),
+                cached=recipe.train.cache_images,
+            ),
         ],
     )
 
@@ -319,7 +325,7 @@ def train(trainer: Trainer, recipe: Recipe, folder: Path, checkpoint: str | None
     if checkpoint and finished.is_file():
         end = json.loads(finished.read_text(encoding="utf-8"))
         best = folder / "checkpoints" / end["checkpoint"]
-        if end["train"] == recipe.train.model_dump(mode="json") and fault(best) is None:
+        if learnt(end["train"]) == learnt(recipe.train.model_dump(mode="json")) and fault(best) is None:
             echo(f"trained already; its best weights are in {end['checkpoint']}")
             trainer.load_weights(str(best))
             return end["outcome"]
@@ -331,7 +337,6 @@ def train(trainer: Trainer, recipe: Recipe, folder: Path, checkpoint: str | None
         if is_main():
             finished.unlink(missing_ok=True)
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.train_dataset.cache = None  # scoring needs the memory more
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

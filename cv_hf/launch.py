@@ -137,6 +137,7 @@ def _environments(processes: int) -> list[dict[str, str]]:
         "PYTHONWARNINGS": "ignore:Grad strides do not match:UserWarning",  # of speed alone, and not the user's to mend
         **os.environ,
         "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -119,7 +119,10 @@ def main(recipe_file: str, *overrides: str) -> dict:
         early_stopping=recipe.train.early_stopping,
         ema=recipe.train.ema,
         scales=scales,
-        callbacks=[LogFile(folder / "log.jsonl"), Progress(metrics_known, recipe.train.batch_size, disable=False)],
+        callbacks=[
+            LogFile(folder / "log.jsonl"),
+            Progress(metrics_known, recipe.train.batch_size, disable=False, cached=recipe.train.cache_images),
+        ],
     )
     trainer.train()
 

@@ -43,7 +43,7 @@ def test_slow_reading_is_seen_where_it_is(recipe, monkeypatch: pytest.MonkeyPatc
         return decode(*args, **kwargs)
 
     monkeypatch.setattr(samples, "decode_array", slow)
-    found = bench(recipe("vit"), ["train.dataloader_num_workers=0", "train.cache_images=false"], seconds=0.5)
+    found = bench(recipe("vit"), ["train.dataloader_num_workers=0"], seconds=0.5)
     assert found["reading"]["images_per_second"] < 50
     # The first batch is not waited for.
     assert found["training"]["images_per_second"] < 75

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from cv_hf.training.arguments import choose_metric, data_seed, describe, resolve, training_arguments
 from cv_hf.training.cache import image_cache
-from cv_hf.training.checkpoints import check_changes, disk_full, fault, newest_checkpoint, read_manifest, write_text
+from cv_hf.training.checkpoints import (
+    check_changes,
+    disk_full,
+    fault,
+    learnt,
+    newest_checkpoint,
+    read_manifest,
+    write_text,
+)
 from cv_hf.training.evaluation import evaluate, forward, gathered, recorder
 from cv_hf.training.preflight import Preflight, memory_error, out_of_memory, preflight
 from cv_hf.training.progress import Progress
@@ -32,6 +40,7 @@ __all__ = [
     "forward",
     "gathered",
     "image_cache",
+    "learnt",
     "megabytes",
     "memory_error",
     "newest_checkpoint",

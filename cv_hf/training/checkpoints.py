@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from cv_hf.config import TrainConfig
 from cv_hf.errors import RecipeError, causes
 
 MANIFEST = "manifest.json"
@@ -276,8 +277,15 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _default(name: str) -> Any:
     """What a key means that is not there."""
-    field = TrainingArguments.__dataclass_fields__.get(name.removeprefix("train."))
-    return getattr(field, "default", None)
+    name = name.removeprefix("train.")
+    return getattr(
+        TrainConfig.model_fields.get(name) or TrainingArguments.__dataclass_fields__.get(name), "default", None
+    )
+
+
+def learnt(train: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a `train` section decides what is learnt, and not only how fast."""
+    return {name: value for name, value in train.items() if MAY_CHANGE.get(f"train.{name}") != _MACHINE}
 
 
 def _shown(value: Any) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from cv_hf.environment import memory_free
 from cv_hf.errors import ResourceError, causes
 from cv_hf.training.checkpoints import size_of
+from cv_hf.training.memory import memory_free
 from cv_hf.training.trainer import Trainer, checked, megabytes, unchanged_random_state
 
 

@@ -8,14 +8,15 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import psutil
-import torch
 from transformers import TrainerCallback
+
+from cv_hf.training.memory import memory_taken
 
 # The model is starved when it waits for more than this share of the time, over so many seconds and steps.
 STARVED = 0.2
 _LEAST_SECONDS = 5.0
 _LEAST_STEPS = 10
+LATER = "Images that were kept in memory are not decoded again in later epochs."
 # The numbers first: a terminal of 80 columns has room for little more.
 _BAR = "training {n_fmt}/{total_fmt}, {remaining} left{postfix} {percentage:3.0f}%|{bar}|"
 
@@ -31,12 +32,14 @@ class Progress(TrainerCallback):
         metrics: what is printed of an evaluation; the rest is in log.jsonl.
         samples_per_step: the global batch size.
         disable: print nothing.
+        cached: images are kept in memory, as far as there is room for them.
     """
 
-    def __init__(self, metrics: Iterable[str], samples_per_step: int, disable: bool):
+    def __init__(self, metrics: Iterable[str], samples_per_step: int, disable: bool, cached: bool = False):
         self.metrics = list(metrics)
         self.samples_per_step = samples_per_step
         self.disable = disable
+        self.cached = cached
         self.bar: Any = None
         self.warned = False
 
@@ -68,7 +71,7 @@ class Progress(TrainerCallback):
         self.started, self.since = True, now
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
-            self._warn(args)
+            self._warn(args, state)
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:
         self.since = time.monotonic()
@@ -115,7 +118,7 @@ class Progress(TrainerCallback):
         """The share of the time since the last log in which the model waited for its images."""
         return self.waited / max(self.waited + self.computed, 1e-9)
 
-    def _warn(self, args: Any) -> None:
+    def _warn(self, args: Any, state: Any) -> None:
         waited, computed, steps = self.watched
         if self.warned or steps < _LEAST_STEPS or waited + computed < _LEAST_SECONDS:
             return
@@ -124,7 +127,8 @@ class Progress(TrainerCallback):
             self.warned = True
             self.bar.clear()
             words = starvation(waited, computed, args.dataloader_num_workers, args.world_size)
-            print(f"{words} `cv-hf bench RECIPE` says what takes how long.", flush=True)
+            later = f" {LATER}" if self.cached and (state.epoch or 0) < 1 else ""
+            print(f"{words}{later} `cv-hf bench RECIPE` says what takes how long.", flush=True)
 
 
 def starvation(waited: float, computed: float, workers: int, processes: int = 1, cores: int | None = None) -> str:
@@ -154,13 +158,6 @@ def starvation(waited: float, computed: float, workers: int, processes: int = 1,
 def available_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_taken() -> int:
-    """Bytes: the most that was allocated on the accelerator, or what this process has in memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss
 
 
 def _duration(seconds: float) -> str:

@@ -98,6 +98,8 @@ class TrainSamples(Dataset):
         self.labels = labels
         self.subtasks = subtasks
         self.resize = resize
+        if cache is not None and len(cache) != len(dataset):
+            raise ValueError(f"a cache of {len(cache)} images for {len(dataset)} samples")
         self.cache = cache
         # Boxes and masks refer to the pixels of the whole image.
         self.reduction = augment.reduction if fit is None and augment.moved is None else None

@@ -27,6 +27,7 @@ from cv_hf.models.counts import sharing
 from cv_hf.models.kernels import quicken
 from cv_hf.training.allocator import memory_kept
 from cv_hf.training.arguments import SETUP_ERRORS, data_seed, setup_error
+from cv_hf.training.cache import ImageCache
 from cv_hf.training.checkpoints import (
     clear,
     disk_full,
@@ -121,6 +122,14 @@ class Trainer(transformers.Trainer):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
         finally:
             self._end_workers()
+            if self.cache is not None:
+                self.cache.close()
+                self.train_dataset.cache = None
+
+    @property
+    def cache(self) -> ImageCache | None:
+        """Where the training images are kept, until training ends."""
+        return getattr(self.train_dataset, "cache", None)
 
     def _end_workers(self) -> None:
         """End the loader workers that persist: at the end of the process they would be waited for."""
@@ -166,6 +175,8 @@ class Trainer(transformers.Trainer):
     def _run_epoch(self, **arguments: Any) -> None:
         # Skipping batches on resume wraps the sampler, and accelerate then no longer reaches its set_epoch.
         self._sampler.set_epoch(arguments["epoch"])
+        if self.cache is not None:
+            self.cache.drop_if_scarce()
         if not self.control.should_training_stop:
             super()._run_epoch(**arguments)
 
@@ -245,6 +256,8 @@ class Trainer(transformers.Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, Any]:
         model = self.model if self.ema is None else self.ema.model
+        if self.cache is not None:
+            self.cache.drop_if_scarce()
         # Every process has had running statistics of its own since the last step; those of the first are saved.
         broadcast(list(model.buffers()))
         # The model that trains has the autocast within; the average, copied before, has not.

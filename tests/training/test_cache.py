@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from cv_hf.environment import memory_free
 from cv_hf.finetuning import finetune, open_recipe, prepare
+from cv_hf.launch import _environments
 from cv_hf.training import samples
-from cv_hf.training.cache import ImageCache
+from cv_hf.training.cache import ImageCache, image_cache
+from cv_hf.training.memory import memory_free
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory here")
 
@@ -60,6 +61,10 @@ def test_what_is_kept_comes_back():
     assert [cache.get(index) for index in (0, 2, 4)] == [None] * 3
 
 
+def held(cache: ImageCache) -> int:
+    return os.fstat(cache._file).st_blocks * 512
+
+
 def test_no_more_is_kept_than_a_quarter_of_what_is_free():
     free = 400_000_000
 
@@ -70,27 +75,109 @@ def test_no_more_is_kept_than_a_quarter_of_what_is_free():
         assert held(cache) <= free * share / 4
         return sum(cache.get(index) is not None for index in range(200))
 
-    def held(cache: ImageCache) -> int:
-        return os.fstat(cache._file.fileno()).st_blocks * 512
-
     # It looks every 16 MB, which is five or six of these images.
     assert 100 // 3 - 6 <= kept(1.0) <= 100 // 3
     assert 25 // 3 - 6 <= kept(0.25) <= 25 // 3
 
 
-def test_a_cache_that_cannot_grow_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch):
+def test_an_image_too_large_for_the_rest_is_passed_over():
+    cache = ImageCache(2, free=lambda: 400_000_000)
+    cache.put(0, np.zeros((6000, 6000, 3), np.uint8), (6000, 6000))
+    cache.put(1, noise(1), SIZE)
+    assert cache.get(0) is None
+    assert np.array_equal(cache.get(1)[0], noise(1))
+
+
+def _fill(cache: ImageCache, numbers: range) -> None:
+    for number in numbers:
+        cache.put(number, noise(number, (1000, 1000)), (1000, 1000))
+
+
+def test_workers_keep_no_more_together():
+    fork = multiprocessing.get_context("fork")
+    cache = ImageCache(80, free=lambda: 200_000_000 - held(cache))
+    started = [fork.Process(target=_fill, args=(cache, range(first, 80, 8))) for first in range(8)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert 20_000_000 < held(cache) <= 50_000_000
+
+
+def test_what_is_kept_is_given_back_when_memory_is_scarce():
+    free = 10**9
+    cache = ImageCache(3, free=lambda: free)
+    cache.put(0, noise(0, (1000, 1000)), SIZE)
+    cache.drop_if_scarce()
+    assert cache.get(0) is not None
+    free = 2_000_000
+    cache.drop_if_scarce()
+    assert held(cache) < 100_000
+    cache.put(1, noise(1), SIZE)
+    # And what another was about to write when it was dropped.
+    os.pwrite(cache._file, bytes(1000), 10**6)
+    assert [cache.get(index) for index in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize("call", ["pwrite", "pread", "preadv", "fstat"])
+def test_a_system_that_fails_costs_nothing_but_what_is_kept(monkeypatch: pytest.MonkeyPatch, call: str):
     cache = ImageCache(3)
     cache.put(0, noise(0), SIZE)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    write = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, place: write(fd, data, place) if len(data) == 24 else full())
+    monkeypatch.setattr(os, call, full)
     cache.put(1, noise(1), SIZE)
+    kept = cache.get(0)
     monkeypatch.undo()
-    assert cache.get(1) is None
+    assert kept is None if call.startswith("pread") else np.array_equal(kept[0], noise(0))
+    assert cache.get(1) is None or call in ("preadv", "fstat")
     assert np.array_equal(cache.get(0)[0], noise(0))
+
+
+def test_without_locks_nothing_is_kept(monkeypatch: pytest.MonkeyPatch):
+    def refused(*args):
+        raise OSError(37, "No locks available")
+
+    cache = ImageCache(3)
+    monkeypatch.setattr("cv_hf.training.cache.fcntl.lockf", refused)
+    cache.put(0, noise(0), SIZE)
+    cache.drop_if_scarce()
+    assert cache.get(0) is None
+
+
+def test_where_nobody_says_what_is_free_nothing_is_kept():
+    asked = []
+
+    def untold() -> int:
+        asked.append(None)
+        raise FileNotFoundError("/proc/meminfo")
+
+    cache = ImageCache(3, free=untold)
+    for index in range(3):
+        cache.put(index, noise(index), SIZE)
+    assert len(asked) == 1
+    cache.drop_if_scarce()
+    assert cache.get(0) is None
+
+
+def test_memory_is_looked_after_in_every_epoch_and_evaluation(recipe, monkeypatch: pytest.MonkeyPatch):
+    looked = []
+    monkeypatch.setattr(ImageCache, "drop_if_scarce", lambda cache: looked.append(cache))
+    train = {"num_train_epochs": 3, "max_steps": -1, "eval_strategy": "epoch", "save_strategy": "no"}
+    finetune(recipe(train=train))
+    assert len(looked) == 3 + 3
+
+
+def test_an_entry_that_is_half_written_is_none():
+    cache = ImageCache(2)
+    cache.put(0, noise(0), SIZE)
+    place, *sizes = cache._read_entry(1)
+    cache._write_entry(1, place, *sizes[:2], 0, 0)
+    assert cache.get(0) is None
+    cache._write_entry(1, place, 0, 0, *sizes[2:])
+    assert cache.get(0) is None
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
@@ -134,6 +221,15 @@ def test_it_is_sent_to_nobody_else():
         pickle.dumps(ImageCache(1))
 
 
+def test_processes_of_one_machine_share_a_quarter(monkeypatch: pytest.MonkeyPatch):
+    for variables in _environments(4):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", variables["LOCAL_WORLD_SIZE"])
+        assert image_cache(10)._share == 0.25
+    for unset in ("", "0"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", unset)
+        assert image_cache(10)._share == 1.0
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_is_the_same_and_decodes_each_image_once(recipe, monkeypatch: pytest.MonkeyPatch, tmp_path, workers):
     decoded = tmp_path / "decoded"
@@ -153,7 +249,10 @@ def test_training_is_the_same_and_decodes_each_image_once(recipe, monkeypatch: p
         values = {**recipe("vit", train=train), "run_dir": str(tmp_path / str(cached))}
         whole, task, _ = open_recipe(values, [], resume=False)
         _, _, trainer = prepare(whole, task, Path(values["run_dir"]), None)
+        cache = trainer.cache
         trainer.train()
+        assert trainer.cache is None
+        assert cache is None or not cache._closing.alive
         return [line["loss"] for line in trainer.state.log_history if "loss" in line], decoded.read_text().split()
 
     (plain, each), (kept, once) = losses(False), losses(True)
@@ -222,6 +321,11 @@ def test_memory_is_what_a_container_of_the_first_version_is_allowed(machine):
         "memory/memory.stat": "cache 1\ntotal_inactive_file 50000\n",
     }
     assert machine("5:cpu,cpuacct:/docker/a\n4:memory:/docker/a\n0::/docker/a\n", files) == 250_000
+
+
+def test_memory_is_what_does_not_slow_a_process_down(machine):
+    files = {"job/memory.max": "max\n", "job/memory.high": "500000\n", "job/memory.current": "450000\n"}
+    assert machine("0::/job\n", files) == 50_000
 
 
 def test_memory_beyond_its_limit_is_none(machine):
