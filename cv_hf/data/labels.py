@@ -58,7 +58,7 @@ class LabelMap:
                 )
         present = [source for source in self.sources if source is not None]
         if len({type(source) for source in present}) > 1:
-            raise DataError(f"the labels are of several types: {_listed(present)}; use either numbers or text.")
+            raise DataError(f"the labels are of several types: {shortened(present)}; use either numbers or text.")
         for source in _repeated(present):
             raise DataError(f"the label {_short(repr(source))} stands twice in the label map.")
 
@@ -95,7 +95,9 @@ class LabelMap:
         # A data set with numbers for labels is only understood with the numbers beside the names.
         plain = all(isinstance(source, str) or source is None for source in self.sources)
         known = self.names if plain or isinstance(label, str) else self._with_sources()
-        return DataError(f"label {_short(repr(label))} is not in the label map ({_listed(known, quote=False)}).{near}")
+        return DataError(
+            f"label {_short(repr(label))} is not in the label map ({shortened(known, quote=False)}).{near}"
+        )
 
     def _with_sources(self) -> list[str]:
         pairs = zip(self.sources, self.names, strict=True)
@@ -154,7 +156,7 @@ def from_values(values: Iterable[Source], ignore_index: int | None = None) -> La
     """
     seen = {(type(value), value) for value in values if value != ignore_index or isinstance(value, bool)}
     if len({kind for kind, _ in seen}) > 1:
-        raise DataError(f"the labels are of several types: {_listed([value for _, value in seen])}; use one type.")
+        raise DataError(f"the labels are of several types: {shortened([value for _, value in seen])}; use one type.")
     sources = sorted(value for _, value in seen)
     return LabelMap(tuple(str(source) for source in sources), tuple(sources), ignore_index)
 
@@ -198,13 +200,13 @@ def from_recipe(
                 if name not in known:
                     near = did_you_mean(name, known)
                     raise DataError(
-                        f"data.labels: the data has no class {name!r} ({_listed(class_names, False)}).{near}"
+                        f"data.labels: the data has no class {name!r} ({shortened(class_names, False)}).{near}"
                     )
             return LabelMap(names, tuple(known[name] for name in names), ignore_index)
         if len(names) != len(class_names):
             raise DataError(
                 f"data.labels has {len(names)} names for the {len(class_names)} classes of the data "
-                f"({_listed(class_names, quote=False)})."
+                f"({shortened(class_names, quote=False)})."
             )
         return LabelMap(names, tuple(ids), ignore_index)
     if kind is bool and len(names) != 2:
@@ -322,6 +324,7 @@ def _short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def _listed(values: Sequence[Any], quote: bool = True) -> str:
+def shortened(values: Sequence[Any], quote: bool = True) -> str:
+    """The first ten of some values, for a message."""
     shown = [_short(repr(value)) if quote else _short(printable(value)) for value in list(values)[:10]]
     return ", ".join(shown) + (", ..." if len(values) > 10 else "")

@@ -22,7 +22,7 @@ from cv_hf.data.columns import sources_of
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import check_images, relative_name
-from cv_hf.data.labels import LabelMap
+from cv_hf.data.labels import LabelMap, shortened
 from cv_hf.data.source import Source
 from cv_hf.data.splits import ROLES, check_split, choose_splits, hold_out, subset, usual_split
 from cv_hf.errors import DataError
@@ -139,7 +139,8 @@ def load_split(
         split_rows = task.canonical(source.splits[name], data)
         _refuse_empty(split_rows, name, data, findings)
         rows = named({"test": split_rows}, {"test": name}, source.root)
-        known = labels.with_sources_of(task.label_map(rows, data, source.labels))
+        own = task.label_map(rows, data, source.labels)
+        known = labels.with_sources_of(own)
         form = ""
         if task.clean is not None:
             rows, form = task.clean(rows, known, data, source.format, findings)
@@ -157,9 +158,21 @@ def load_split(
     if form:
         echo(f"data: {form}")
     echo(f"data: {data.id}: {source.format}; {name} {len(encoded)}")
+    for line in _apart(known, own):
+        echo(line)
     if len(findings):
         echo(findings.summary())
     return encoded, findings
+
+
+def _apart(known: LabelMap, data: LabelMap) -> Iterator[str]:
+    """What the classes of a model, `known` with their sources in a dataset, and those of the dataset do not share."""
+    pairs = zip(data.names, data.sources, strict=True)
+    if strange := [name for name, source in pairs if source not in known.sources]:
+        yield f"labels: {shortened(strange, quote=False)}: of the data, but no class of the model; not scored"
+    absent = [name for name, source in zip(known.names, known.sources, strict=True) if source is None]
+    if absent:
+        yield f"labels: {shortened(absent, quote=False)}: of the model, but not in the data"
 
 
 def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings, split: str | None = None) -> Source:

@@ -42,7 +42,7 @@ from cv_hf.data.columns import (
 )
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
-from cv_hf.data.labels import BINARY, LabelMap
+from cv_hf.data.labels import BINARY, LabelMap, shortened
 from cv_hf.data.paths import Inside
 from cv_hf.errors import DataError
 from cv_hf.task import Finding
@@ -462,6 +462,12 @@ def _each(split: datasets.Dataset, rows: Sequence[int], act: Callable[[Any, str]
 def _prove(split: datasets.Dataset, labels: LabelMap) -> None:
     """Refuse masks that are not of these labels, judged by some of them."""
     lookup = _lookup(labels)
+    known = [name for name, source in zip(labels.names, labels.sources, strict=True) if source is not None]
+    if not known:
+        raise DataError(
+            f"no class of the masks is one of the model's, {shortened(labels.names, quote=False)}.\n"
+            "Name their values in data.labels as {value: name}."
+        )
 
     def judged(mask: Mapping[str, Any] | None, name: str) -> tuple[int, np.ndarray] | UnreadableImage:
         """The number of pixels, and the values of those that are of no label."""
@@ -475,10 +481,18 @@ def _prove(split: datasets.Dataset, labels: LabelMap) -> None:
     outcomes = _each(split, rows, judged) if len(split) else []
     read = [outcome for outcome in outcomes if not isinstance(outcome, UnreadableImage)]
     bad = [error for error in outcomes if isinstance(error, UnreadableImage) and error.code != "missing-mask"]
-    if bad and not read:
+    if 2 * len(bad) > len(outcomes):
         more = _PALETTE if isinstance(bad[0], _Coloured) else ""
-        raise DataError(f"none of the masks tried can be read: {bad[0]}{more}")
+        many = "none" if not read else f"only {len(read)}"
+        raise DataError(f"{many} of the {len(outcomes)} masks tried can be read: {bad[0]}{more}")
     pixels, lost = sum(size for size, _ in read), sum(values.size for _, values in read)
+    if lost and len(known) == 1:
+        # All else is ignored, so that there is nothing to tell it from.
+        raise DataError(
+            f"of the values of masks only that of {known[0]!r} has a label, and none have "
+            f"{lookup.shown(np.concatenate([values for _, values in read]))}.\n"
+            "Name them in data.labels as {value: name}."
+        )
     if 2 * lost > pixels:
         raise DataError(
             f"{lost / pixels:.0%} of the pixels of masks are of no label: they are "

@@ -158,14 +158,17 @@ def gathered(findings: Findings) -> Findings:
 def recorder(
     findings: Findings, on_bad_sample: str, echo: Callable[[str], None] = print
 ) -> Callable[[Sequence[tuple[str, str, str]]], None]:
-    """Count what is found, and print each sample that is dropped; with "stop", the first one raises DataError."""
+    """Count what is found, and print each sample that is dropped, and the first of each other error; with "stop", the
+    first one that is dropped raises DataError."""
 
     def record(found: Sequence[tuple[str, str, str]]) -> None:
         for code, name, reason in found:
+            known = findings.count(code)
             if CODES[code].effect != "dropped":
                 findings.add(code, name, reason)
+                if not known and CODES[code].severity == "error":
+                    echo(f"{name}: {CODES[code].meaning}: {reason}; more of them are only counted")
                 continue
-            known = findings.count(code)
             findings.drop(code, name, reason, on_bad_sample)
             if known < findings.count(code) <= NAMES_KEPT:
                 echo(f"{name}: {reason or CODES[code].meaning}; going on without it")

@@ -471,6 +471,31 @@ def test_another_dataset_with_other_values(tmp_path):
     assert not len(findings)
 
 
+def test_a_model_that_shares_no_class_or_one_is_not_scored(tmp_path):
+    model = LabelMap(("background", "cell"), (0, 255))
+    data = DataConfig(id=folder(tmp_path, *[blocks(0, 0, 0, 1, 2, 3)] * 2))
+    alone = r"only that of 'background' has a label, and none have 1, 2, 3\.\n.*data\.labels"
+    with pytest.raises(DataError, match=alone):
+        load_split(data, TASK, model, echo=lambda line: None)
+    with pytest.raises(DataError, match=r"no class of the masks is one of the model's, cat, dog\.\n.*data\.labels"):
+        load_split(data, TASK, LabelMap(("cat", "dog"), (8, 9)), echo=lambda line: None)
+
+
+def test_classes_that_model_and_data_do_not_share_are_named(tmp_path):
+    lines = []
+    data = DataConfig(id=folder(tmp_path, *[blocks(0, 1, 3)] * 2))
+    load_split(data, TASK, LabelMap(("road", "car", "sky"), (0, 1, 2), 255), echo=lines.append)
+    assert "labels: 3: of the data, but no class of the model; not scored" in lines
+    assert "labels: sky: of the model, but not in the data" in lines
+
+
+def test_a_few_masks_that_can_be_read_do_not_make_up_for_the_rest(tmp_path):
+    colours = mask(coloured(ROAD, CAR, SKY))
+    data = folder(tmp_path, colours, colours, colours, blocks(0, 1, 2), images=4)
+    with pytest.raises(DataError, match=r"only 1 of the 3 masks tried can be read|only 1 of the 4 masks tried"):
+        load(data, labels=["a", "b", "c"], splits={"validation": 1})
+
+
 @pytest.mark.parametrize(
     ("model", "data", "expected"),
     [
