@@ -49,6 +49,15 @@ def xyxy_norm_to_xywh(boxes: ArrayLike, size: ArrayLike) -> np.ndarray:
     return xyxy_to_xywh(_array(boxes) * _scale(size))
 
 
+def turned_xywh(boxes: ArrayLike, size: ArrayLike, orientation: int) -> np.ndarray:
+    """Absolute xywh boxes of an image of `size` where they are once its EXIF orientation (1 to 8) has turned it."""
+    boxes = _array(boxes)
+    across, down, swapped = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7), orientation >= 5
+    far = np.asarray(size, np.float64)[..., [1, 0]] - boxes[:, :2] - boxes[:, 2:]
+    turned = np.concatenate([np.where([across, down], far, boxes[:, :2]), boxes[:, 2:]], axis=1)
+    return turned[:, [1, 0, 3, 2]] if swapped else turned
+
+
 # Each format that a dataset may hold -> its reading as absolute xywh.
 TO_XYWH: dict[str, Callable[[ArrayLike, ArrayLike], np.ndarray]] = {
     "xywh": lambda boxes, size: _array(boxes),

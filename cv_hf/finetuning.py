@@ -5,7 +5,6 @@ recipe -> splits -> model -> transforms -> Trainer -> model/ -> score -> card ->
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -23,7 +22,7 @@ from transformers import set_seed
 
 from cv_hf import publish
 from cv_hf.config import Recipe, load_recipe
-from cv_hf.data import Splits, load_splits
+from cv_hf.data import Splits, fingerprint, load_splits
 from cv_hf.errors import CvHfError, Interrupted, RecipeError, ResourceError, printable_lines
 from cv_hf.inference import Trained, evidence, load_trained, predictions_sheet, score
 from cv_hf.models import Built, build_model, freeze_backbone, loss_needs, pixel_map, resizer
@@ -215,16 +214,6 @@ def prepare(recipe: Recipe, task: Task, folder: Path, checkpoint: str | None) ->
     trainer = build_trainer(recipe, task, splits, built, folder, notes)
     echo(f"training on {describe(trainer.args)}")
     return splits, built, trainer
-
-
-def fingerprint(splits: Splits) -> dict[str, dict[str, Any]]:
-    """How many samples each split has, and a hash of their names and of the classes; what is in a file is not read."""
-    prints = {}
-    for name, split in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
-        if split is not None:
-            text = json.dumps([splits.labels.to_dict(), list(split["file"])], sort_keys=True, default=str)
-            prints[name] = {"count": len(split), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    return prints
 
 
 def build_trainer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +15,13 @@ import datasets
 from accelerate import PartialState
 
 from cv_hf import publish
-from cv_hf.config import DataConfig, ModelConfig
-from cv_hf.data import Findings, LabelMap, check_name, decode, from_class_names, image_suffixes, load_split
-from cv_hf.errors import DataError, ModelError
+from cv_hf.config import DataConfig, ModelConfig, load_recipe
+from cv_hf.data import Findings, LabelMap, TrainedOn, check_name, decode, from_class_names, image_suffixes, load_split
+from cv_hf.errors import DataError, ModelError, RecipeError
 from cv_hf.models import build_model
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
-from cv_hf.training import EvalSamples, evaluate, forward, recorder
+from cv_hf.training import EvalSamples, evaluate, forward, read_manifest, recorder
 from cv_hf.transforms import TILE, contact_sheet
 
 SHEET = 20
@@ -107,6 +108,22 @@ def score(
     )
 
 
+def trained_on(trained: Trained, data: DataConfig) -> TrainedOn | None:
+    """What a model's run directory tells of the data, if it is what the model was trained on."""
+    folder = Path(trained.id).parent
+    if Path(trained.id).name != "model" or not (folder / "recipe.yaml").is_file():
+        return None
+    try:
+        recipe = load_recipe(folder / "recipe.yaml")
+    except RecipeError:  # of another version, or edited since
+        return None
+    if recipe.data.config != data.config or os.path.realpath(recipe.data.id) != os.path.realpath(data.id):
+        return None
+    manifest = next((folder / "checkpoints").glob("checkpoint-*/manifest.json"), None)
+    samples = None if manifest is None else read_manifest(manifest.parent).get("samples")
+    return TrainedOn(recipe.data, recipe.train.arguments["seed"], samples)
+
+
 def evaluate_model(
     model: str | Path | Trained,
     data: str | DataConfig,
@@ -120,7 +137,8 @@ def evaluate_model(
     Args:
         model: folder or Hub id, or what `load_trained` gives.
         data: Hub id, folder or file, or a whole data section.
-        split: the split's name; None: the test split, else the validation split, else the only one.
+        split: the split's name; None: the test split, else the validation split, else the only one. Of the data that
+            its run was trained on, test and validation are what it held out.
         batch_size: images per forward; it does not change the numbers.
         echo: called with each line to print.
 
@@ -129,7 +147,7 @@ def evaluate_model(
     """
     data = data if isinstance(data, DataConfig) else DataConfig(id=str(data))
     trained = model if isinstance(model, Trained) else load_trained(model)
-    dataset, findings = load_split(data, trained.task, trained.labels, split, echo)
+    dataset, findings = load_split(data, trained.task, trained.labels, split, echo, trained_on(trained, data))
     metrics = score(trained, dataset, findings, data, batch_size=batch_size, name=split or data.id, echo=echo)
     return {**metrics, "findings": findings.to_dict()}
 

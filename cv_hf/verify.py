@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cv_hf.config import DataConfig
 from cv_hf.data import load_split
 from cv_hf.errors import CheckFailed, DataError
-from cv_hf.inference import Trained, digest, fitted, load_trained, predict
+from cv_hf.inference import Trained, digest, fitted, load_trained, predict, trained_on
 from cv_hf.models import uses_dinat
 from cv_hf.publish import read_evidence
 
@@ -146,7 +146,7 @@ def verify(
     data = data if isinstance(data, DataConfig) else DataConfig(id=str(data))
     trained = load_trained(model, task, trust_remote_code=trust_remote_code)
     evidence = read_evidence(trained.id)
-    dataset, _ = load_split(data, trained.task, trained.labels, split, echo)
+    dataset, _ = load_split(data, trained.task, trained.labels, split, echo, trained_on(trained, data))
     digests = [digest(dataset[index]["image"]) for index in range(len(dataset))] if evidence else [""] * len(dataset)
     if limit is not None and limit < len(dataset):
         witnessed = [index for index, seen in enumerate(digests) if seen in evidence][:limit]

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,8 +56,22 @@ def test_a_size_for_each_box():
     assert found.tolist() == [[0, 0, 20, 10], [12.5, 0, 25, 50]]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_as_pillow_turns_the_picture(orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    for x, y, w, h in ([3, 1, 5, 4], [0, 0, 20, 3], [17, 2, 3, 12]):
+        pixels, content = np.zeros((14, 20), np.uint8), io.BytesIO()
+        pixels[y : y + h, x : x + w] = 255
+        PIL.Image.fromarray(pixels).save(content, "PNG", exif=exif)
+        left, top, right, bottom = PIL.ImageOps.exif_transpose(PIL.Image.open(content)).getbbox()
+        found = boxes.turned_xywh([[x, y, w, h]], (14, 20), orientation).tolist()
+        assert found == [[left, top, right - left, bottom - top]]
+
+
 @pytest.mark.parametrize("empty", [[], np.zeros((0, 4)), np.zeros(0, np.float32)])
 def test_no_boxes(empty):
     for reading in boxes.TO_XYWH.values():
         assert reading(empty, (10, 20)).shape == (0, 4)
         assert reading(empty, np.zeros((0, 2))).dtype == np.float64
+    assert boxes.turned_xywh(empty, (10, 20), 6).shape == (0, 4)

@@ -27,6 +27,7 @@ import yaml
 
 from cv_hf import recipes
 from cv_hf.cli import main
+from tests.made import write_photos
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,47 @@ def test_eval_gives_the_numbers_of_the_run(trained, photos, tmp_path):
     validation = json.loads(answer.out)
     assert validation["loss"] == pytest.approx(scored["validation"]["loss"], abs=1e-6)
     assert validation["loss"] != pytest.approx(test["loss"], abs=1e-6)
+
+
+def test_what_was_held_out_of_train_is_what_is_scored(tiny, tmp_path):
+    """A score of images that were trained on is never taken for another."""
+    data = write_photos(tmp_path / "photos", {"only": 8})
+    for folder in (data / "only").iterdir():
+        folder.rename(data / folder.name)
+    (data / "only").rmdir()
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    assert cv_hf("init", data, "--out", file, "--model", tiny("vit")).code == 0
+    answer = cv_hf("train", file, "train.max_steps=2", "train.seed=3", "--run-dir", run, "data.max_samples=20")
+    assert answer.code == 0, answer.err
+    scored = json.loads((run / "metrics.json").read_text())["validation"]
+    for more in ((), ("--split", "validation"), ("data.splits={validation: 0.15}",)):
+        answer = cv_hf("eval", run, "--data", data, *more, "--json", "-")
+        assert json.loads(answer.out)["loss"] == pytest.approx(scored["loss"], abs=1e-6)
+        assert "data: scored is validation: 3, as the run held it out of train" in answer.err
+    assert "in the evidence of training" in cv_hf("verify", run, "--data", data).out
+    answer = cv_hf("eval", run, "--data", data, "--split", "train")
+    assert "data: the model was trained on train, so this score says nothing of other images" in answer.out
+    assert "not hold out 0.5, but 0.15" in refused(2, "eval", run, "--data", data, "data.splits={validation: 0.5}")
+
+    copied = shutil.copytree(data, tmp_path / "copied")
+    answer = cv_hf("eval", run, "--data", copied)
+    assert "copied has no test or validation split, so all of train is scored; images" in answer.out
+    assert "own run alone" in refused(2, "eval", run, "--data", copied, "data.splits={validation: 0.15}")
+    assert "there is no split 'fold'" in refused(2, "eval", run, "--data", copied, "data.splits={test: fold}")
+
+    shutil.copy(data / "red" / "0.png", data / "red" / "new.png")
+    assert "not what it was in training" in refused(2, "eval", run, "--data", data)
+    (data / "red" / "new.png").unlink()
+    shutil.rmtree(run / "checkpoints")
+    assert "the run has no checkpoint left" in cv_hf("eval", run, "--data", data).out
+
+
+def test_eval_takes_the_splits_that_the_data_section_names(trained, photos):
+    scored = json.loads((trained / "metrics.json").read_text())
+    swapped = "data.splits={test: validation, validation: test}"
+    for more, name in (((), "validation"), (("--split", "test"), "validation"), (("--split", "validation"), "test")):
+        answer = cv_hf("eval", trained, "--data", photos, swapped, *more, "--json", "-")
+        assert json.loads(answer.out)["loss"] == pytest.approx(scored[name]["loss"], abs=1e-6)
 
 
 def test_predict_answers_for_files_and_folders(trained, photos, tmp_path):

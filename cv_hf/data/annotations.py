@@ -24,6 +24,8 @@ from cv_hf.errors import DataError
 
 ANNOTATION_FOLDERS = ("annotations", "annots", "annotation", "annot")
 _FEW_PIXELS = 1 << 22
+# EXIF orientations that swap width and height.
+SIDEWAYS = (5, 6, 7, 8)
 IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "image", "img", "data", "photos", "pictures")
 
 
@@ -221,6 +223,12 @@ def upright_size(image: Mapping[str, Any] | str, name: str | None = None) -> tup
     Raises:
         UnreadableImage: missing, or not an image.
     """
+    size, orientation = stored_size(image, name)
+    return size[::-1] if orientation in SIDEWAYS else size
+
+
+def stored_size(image: Mapping[str, Any] | str, name: str | None = None) -> tuple[tuple[int, int], int | None]:
+    """(height, width) of an image as its pixels are stored, and its EXIF orientation; see `upright_size`."""
     path, content = (image, None) if isinstance(image, str) else (image.get("path"), image.get("bytes"))
     try:
         source = io.BytesIO(content) if content is not None else path
@@ -230,7 +238,7 @@ def upright_size(image: Mapping[str, Any] | str, name: str | None = None) -> tup
         with PIL.Image.open(source, formats=image_formats()) as opened:
             # A PNG is decoded whole to look for EXIF after its pixels; before them it is in `info`.
             has_exif = opened.format != "PNG" or "exif" in opened.info
-            turned = has_exif and opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            orientation = opened.getexif().get(ExifTags.Base.Orientation) if has_exif else None
             width, height = opened.size
             if opened.format == "TIFF":
                 # Some versions of Pillow give the size of a TIFF turned already.
@@ -240,4 +248,4 @@ def upright_size(image: Mapping[str, Any] | str, name: str | None = None) -> tup
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         read_header(image, name)
         raise UnreadableImage(name or path or "image", f"its size cannot be read ({error})") from None
-    return (width, height) if turned else (height, width)
+    return (height, width), orientation

@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cv_hf.boxes import TO_XYWH
+from cv_hf.boxes import TO_XYWH, turned_xywh
 from cv_hf.config import DataConfig
 from cv_hf.data import labels as label_maps
 from cv_hf.data import rle
-from cv_hf.data.annotations import upright_size
+from cv_hf.data.annotations import SIDEWAYS, stored_size, upright_size
 from cv_hf.data.box_format import prove, uncertain
 from cv_hf.data.columns import check_given, find_image, keep_columns, listed
 from cv_hf.data.findings import Findings
@@ -221,7 +221,8 @@ def clean(
         findings: filled with each bad box.
 
     Returns:
-        the splits without `width` and `height`, and a line that says which format the boxes have and why.
+        the splits, and a line that says which format the boxes have and why. `width` and `height` stay where boxes
+        may be of an image as it is stored, which `fit` sees and turns with it.
 
     Raises:
         DataError: the format of the boxes is not certain; most are no boxes in it; no box has a label of the map; or
@@ -258,24 +259,40 @@ def fit(
     Returns:
         the row, and findings as (code, name, reason).
     """
+    row, turned = _turned(row, size)
     objects = row["objects"]
     height, width = size[0] + _ROUNDING, size[1] + _ROUNDING
     if all(
         x >= -_ROUNDING and y >= -_ROUNDING and x + w <= width and y + h <= height for x, y, w, h in objects["bbox"]
     ):
-        return row, []
+        return row, turned
     boxes = np.array(objects["bbox"], np.float64)
     sizes = np.array([size] * len(boxes), np.float64)
     clipped, outside, cut = _clip(boxes, sizes)
     huge = _huge(boxes, sizes)
     areas = np.where(cut, np.minimum(objects["area"], clipped[:, 2] * clipped[:, 3]), objects["area"])
-    found = []
+    found = turned
     for code, places in (("box-huge", huge), ("box-outside", outside & ~huge), ("box-clipped", cut & ~huge)):
         for number in np.flatnonzero(places).tolist():
             found.append((code, f"{row['file']} box {number}", "xywh " + _shown(objects["bbox"][number], size)))
     values = {**objects, "bbox": clipped.tolist(), "area": areas.tolist()}
     kept = np.flatnonzero(~outside & ~huge).tolist()
     return {**row, "objects": {name: [value[place] for place in kept] for name, value in values.items()}}, found
+
+
+def _turned(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
+    """The row with boxes of the decoded image of (height, width), where they are of its pixels as stored; findings."""
+    stated, boxes = (row.get("height"), row.get("width")), row["objects"]["bbox"]
+    if stated == tuple(size) or stated != (size[1], size[0]) or not boxes:
+        return row, []
+    orientation = _orientation(row["image"])
+    if orientation not in SIDEWAYS:
+        return row, []
+    boxes = turned_xywh(boxes, stated, orientation).tolist()
+    found = [
+        ("box-turned", f"{row['file']} box {number}", "xywh " + _shown(box, size)) for number, box in enumerate(boxes)
+    ]
+    return {**row, "objects": {**row["objects"], "bbox": boxes}}, found
 
 
 def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
@@ -683,7 +700,7 @@ def _clean_split(
         raise labels.unknown(category_name(objects.categories[int(np.flatnonzero(kept)[0])].as_py(), feature))
     lose("box-unknown-label", ids < 0, lambda place: repr(category_name(objects.categories[place].as_py(), feature)))
     whole = int(kept.sum())
-    boxes, sizes = _absolute(dataset, objects, kept, box_format, findings, files)
+    boxes, sizes, as_stored = _absolute(dataset, objects, kept, box_format, findings, files)
     # Relative boxes of an image whose size cannot be read are lost with the image.
     kept &= np.isfinite(boxes).all(axis=1)
     lose("box-inverted", (boxes[:, 2:] < 0).any(axis=1))
@@ -714,7 +731,9 @@ def _clean_split(
         masks = pc.list_flatten(agreeing(objects_column(dataset))["segmentation"])
         lists["segmentation"] = as_lists(counts, masks.filter(pa.array(kept)))
     gone = lose_mismatched(dataset, findings, data.on_bad_sample)
-    cleaned = with_objects(dataset.remove_columns(["objects", "width", "height"]), lists, feature)
+    cleaned = with_objects(
+        dataset.remove_columns(["objects", *([] if as_stored else ["width", "height"])]), lists, feature
+    )
     return cleaned.select([row for row in range(len(cleaned)) if row not in gone]) if gone else cleaned
 
 
@@ -757,14 +776,18 @@ def _absolute(
     box_format: str,
     findings: Findings,
     files: pa.ChunkedArray,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """The boxes as absolute xywh, NaN where that cannot be known, and the sizes (n, 2) of their images.
 
     Sizes in the annotations may be wrong, or those of the image before it was turned upright. They are believed where
     all boxes fit; otherwise, and for relative boxes, the image itself is asked. Where nothing is known (NaN), `fit`
     looks at the boxes when the image is decoded: to open all embedded images is to read the whole dataset.
+
+    Third, whether `fit` is to turn the boxes of images whose stated size is that before they were turned: unless a box
+    of the split shows that they are upright all the same, or there are masks, which are lost where they are not.
     """
     annotated = annotated_sizes(dataset)
+    as_stored = "segmentation" not in dataset.features["objects"] and bool(np.isfinite(annotated).any())
     sizes = annotated.copy()
     relative = box_format.endswith("_norm")
     convert = TO_XYWH[box_format]
@@ -779,11 +802,36 @@ def _absolute(
         known = np.isfinite(real).all(axis=1)
         sizes[rows[known]] = real[known]
         wrong = known & np.isfinite(annotated[rows]).all(axis=1) & (annotated[rows] != real).any(axis=1)
+        if as_stored:
+            swapped = rows[wrong & (annotated[rows] == real[:, ::-1]).all(axis=1)].tolist()
+            images = dataset.select_columns("image").select(swapped)["image"] if swapped else ()
+            stored = [row for row, image in zip(swapped, images, strict=True) if _orientation(image) in SIDEWAYS]
+            places = kept & np.isin(objects.rows, stored)
+            as_stored = not _only_upright(
+                convert(objects.boxes, annotated[objects.rows])[places], annotated[objects.rows][places]
+            )
+            if as_stored:
+                sizes[stored] = annotated[stored]
+                wrong &= ~np.isin(rows, stored)
         for row in rows[wrong].tolist():
             (height, width), (stated_height, stated_width) = sizes[row], annotated[row]
             reason = f"{width:g}x{height:g} pixels, not {stated_width:g}x{stated_height:g}"
             findings.add("size-mismatch", files[row].as_py(), reason)
-        return convert(objects.boxes, sizes[objects.rows]), sizes[objects.rows]
+        return convert(objects.boxes, sizes[objects.rows]), sizes[objects.rows], as_stored
+
+
+def _only_upright(boxes: np.ndarray, stored: np.ndarray) -> bool:
+    """Whether an xywh box can only be of the upright image: inside it, but not even half inside the stored one."""
+    _, outside, cut = _clip(boxes, stored[:, ::-1])
+    beyond = (boxes[:, :2] + boxes[:, 2:] / 2 > stored[:, ::-1]).any(axis=1)
+    return bool((beyond & ~outside & ~cut).any())
+
+
+def _orientation(image: Mapping[str, Any]) -> int | None:
+    try:
+        return stored_size(image)[1]
+    except UnreadableImage:
+        return None
 
 
 def _box_format(

@@ -110,6 +110,12 @@ CODES: dict[str, Code] = {
         "warning", "noted", "a split that the dataset names, without its files or without annotations"
     ),
     "box-clipped": Code("warning", "repaired", "a box that reaches out of its image, cut at the border", _AS_READ),
+    "box-turned": Code(
+        "warning",
+        "repaired",
+        "a box of the pixels as stored, as the size in its annotations shows, turned upright with its image",
+        _AS_READ,
+    ),
     "box-duplicate": Code("warning", "noted", "the same box of the same class stands twice in an image", _OBJECT_OUT),
     "mask-void": Code("warning", "noted", "no pixel of the mask has a class"),
     "sixteen-bit": Code(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections import Counter
@@ -9,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import huggingface_hub.utils
@@ -46,6 +49,21 @@ class Splits:
     labels: LabelMap
     source: Source
     findings: Findings
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The data of a model's run, which tells what of it was trained on.
+
+    Attributes:
+        data: the run's data section.
+        seed: of what it held out.
+        samples: the `fingerprint` of its splits; None where no checkpoint tells.
+    """
+
+    data: DataConfig
+    seed: int
+    samples: Mapping[str, Any] | None
 
 
 @contextmanager
@@ -119,23 +137,33 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
 
 @quiet()
 def load_split(
-    data: DataConfig, task: Task, labels: LabelMap, split: str | None = None, echo: Callable[[str], None] = print
+    data: DataConfig,
+    task: Task,
+    labels: LabelMap,
+    split: str | None = None,
+    echo: Callable[[str], None] = print,
+    run: TrainedOn | None = None,
 ) -> tuple[datasets.Dataset, Findings]:
     """Read one split of a dataset for a model that has its labels already.
 
     Args:
         labels: the model's; the data's labels are matched by name, or by source id where the data has no names.
-        split: a split of the data, or train, validation or test by any usual name; None: test, else validation, else
-            the only one, the first of these that has labels.
+        split: a split of the data, or train, validation or test as `data.splits` or any usual name has it; None: test,
+            else validation, else the only one, the first of these that has labels.
+        run: of the model, if this is its data; then what the run held out of train is a split too.
 
     Raises:
-        DataError: no such split, no sample with a label, or a label that the model does not have.
+        DataError: no such split, no sample with a label, a label that the model does not have, or what was held out
+            cannot be told.
         HubError: the Hub failed.
     """
     findings = Findings()
     source = read(data, task, [], findings, split)
     names = list(source.splits)
-    for name in _candidates(names, split, data.id):
+    chosen, parts = _roles(names, data, run)
+    for name, held_out in _candidates(names, split, data, chosen, parts):
+        if held_out:
+            return _of_run(data, task, labels, name, echo, run)
         split_rows = task.canonical(source.splits[name], data)
         _refuse_empty(split_rows, name, data, findings)
         rows = named({"test": split_rows}, {"test": name}, source.root)
@@ -160,6 +188,13 @@ def load_split(
     echo(f"data: {data.id}: {source.format}; {name} {len(encoded)}")
     for line in _apart(known, own):
         echo(line)
+    if run is not None and name == chosen["train"]:
+        echo(f"data: the model was trained on {name}, so this score says nothing of other images")
+    elif split is None and name not in (chosen.get("test"), chosen.get("validation")):
+        echo(
+            f"data: {data.id} has no test or validation split, so all of {name} is scored; "
+            "images that the model was trained on score too well"
+        )
     if len(findings):
         echo(findings.summary())
     return encoded, findings
@@ -284,15 +319,72 @@ def _found(source: Source, chosen: Mapping[str, str], columns: Mapping[str, str]
     return f"{line}; columns: " + ", ".join(f"{canonical} from {name}" for canonical, name in columns.items())
 
 
-def _candidates(names: Sequence[str], split: str | None, id: str) -> list[str]:
-    """The splits to try for a model's evaluation, see `load_split`."""
+def fingerprint(splits: Splits) -> dict[str, dict[str, Any]]:
+    """How many samples each split has, and a hash of their names and of the classes; what is in a file is not read."""
+    prints = {}
+    for name, split in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        if split is not None:
+            text = json.dumps([splits.labels.to_dict(), list(split["file"])], sort_keys=True, default=str)
+            prints[name] = {"count": len(split), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return prints
+
+
+def _roles(
+    names: Sequence[str], data: DataConfig, run: TrainedOn | None
+) -> tuple[dict[str, str], dict[str, int | float]]:
+    """{role: split} of data to score on, and {role: part} of what the model's run held out of its train split."""
+    given = dict(data.splits or {})
+    if run is not None:
+        chosen, parts = choose_splits(names, {**(run.data.splits or {}), **given})
+        _, held_out = choose_splits(names, run.data.splits)
+        for role, part in parts.items():
+            if held_out.get(role) != part:
+                raise DataError(f"data.splits.{role}: the run did not hold out {part}, but {held_out.get(role, 0)}.")
+        return chosen, parts
+    for role, part in given.items():
+        if not isinstance(part, str):
+            raise DataError(
+                f"data.splits.{role}: {part} can be held out of the data of the model's own run alone; name a split."
+            )
+    chosen = {role: check_split(name, names, f"data.splits.{role}") for role, name in given.items()}
+    free = [name for name in names if name not in chosen.values()]
+    usual = {role: name for role in ROLES if (name := usual_split(free, role)) is not None}
+    return usual | chosen, {}
+
+
+def _candidates(
+    names: Sequence[str], split: str | None, data: DataConfig, chosen: Mapping[str, str], parts: Collection[str]
+) -> list[tuple[str, bool]]:
+    """The splits to try for a model's evaluation, see `load_split`, and whether each was held out of train."""
+    if split in names and split not in (data.splits or {}):
+        return [(split, False)]
+    roles = ("test", "validation") if split is None else (split,)
+    found = [(chosen.get(role, role), role in parts) for role in roles if role in chosen or role in parts]
     if split is not None:
-        usual = usual_split(names, split) if split in ROLES and split not in names else None
-        return [usual or check_split(split, names, id)]
-    found = [name for role in ("test", "validation") if (name := usual_split(names, role)) is not None]
+        return found or [(check_split(split, names, data.id), False)]
     if not found and len(names) > 1:
-        raise DataError(f"{id}: there is no test or validation split; name one with --split: {', '.join(names)}.")
-    return found or list(names)
+        raise DataError(f"{data.id}: there is no test or validation split; name one with --split: {', '.join(names)}.")
+    return found or [(name, False) for name in names]
+
+
+def _of_run(
+    data: DataConfig, task: Task, labels: LabelMap, role: str, echo: Callable[[str], None], run: TrainedOn
+) -> tuple[datasets.Dataset, Findings]:
+    """What the model's run held out of its train split."""
+    same = data.model_copy(update={"splits": run.data.splits, "max_samples": run.data.max_samples})
+    splits = load_splits(same, task, run.seed, echo)
+    if run.samples is None:
+        echo("data: the run has no checkpoint left, which would tell whether the data is as it was in training")
+    if splits.labels.names != labels.names or run.samples not in (None, fingerprint(splits)):
+        raise DataError(
+            f"{data.id}: the data is not what it was in training, so what was held out of train cannot be told.\n"
+            "Score the model on data of its own, or name a split with --split."
+        )
+    found = getattr(splits, role)
+    if data.max_samples is not None and len(found) > data.max_samples:
+        found = found.select(subset(task.strata(found), data.max_samples, seed=0))
+    echo(f"data: scored is {role}: {len(found)}, as the run held it out of train")
+    return found, splits.findings
 
 
 def named(

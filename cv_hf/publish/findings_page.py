@@ -173,7 +173,7 @@ class _Pictures:
         if drawn:
             corners = [_visible_corners(each) for each in drawn.values()]
             colours = [_RED] if code in drawn else [class_colour(text) for text in drawn]
-            others = (xywh_to_xyxy(self._boxes(file)) * scale).tolist()
+            others = (xywh_to_xyxy(self._boxes(file, size)) * scale).tolist()
             return _small(draw_boxes(small, corners, list(drawn), colours, truth=others), 2)
         if row is None or self.diagnosis.fit is None or file not in self.encoded:
             return small
@@ -197,9 +197,11 @@ class _Pictures:
             return _small(_overlaid(small, segments), 2)
         return small
 
-    def _boxes(self, file: str) -> np.ndarray:
+    def _boxes(self, file: str, size: tuple[int, int]) -> np.ndarray:
         """The boxes (n, 4), xywh, that are left in an image."""
         row = self._row(file) if file in self.encoded else None
+        if row is not None and self.diagnosis.fit is not None:
+            row, _ = self.diagnosis.fit(row, size, self.diagnosis.labels)
         return np.reshape((row or {}).get("objects", {}).get("bbox", []), (-1, 4))
 
 

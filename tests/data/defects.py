@@ -506,6 +506,12 @@ def of_boxes() -> list[Defect]:
         Defect("coco", "another size", set_image(width=20), {"size-mismatch": ["train/0.png"]}),
         Defect(
             "coco",
+            "boxes of the pixels as stored",
+            writes("train/0.png", turned(6)),
+            {"exif-rotated": ["train/0.png"], "box-turned": ["train/0.png box 0", "train/0.png box 1"]},
+        ),
+        Defect(
+            "coco",
             "listed twice",
             add("images", {"id": 50, "file_name": "0.png"}),
             {"duplicate-image": ["train[6] train/0.png"]},

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cv_hf import boxes
 from cv_hf.config import DataConfig
 from cv_hf.data import Findings, LabelMap, detection, load_split, load_splits
+from cv_hf.data.annotations import upright_size
 from cv_hf.data.box_format import prove
 from cv_hf.errors import DataError
 
@@ -167,7 +168,7 @@ def test_shapes_in_the_wild(shape):
     rows, labels, findings, line = prepared(dataset(*SHAPES[shape]))
     assert [sorted(image) for image in objects_of(rows)] == [sorted(image) for image in expected()]
     assert labels.names == (("cat", "dog", "owl") if "ClassLabel" in str(SHAPES[shape][1]) else ("cat", "owl"))
-    assert set(rows.column_names) == {"image", "image_id", "objects", "file"}
+    assert set(rows.column_names) - {"width", "height"} == {"image", "image_id", "objects", "file"}
     assert rows["image_id"][:] == ([10, 20, 30, 40] if "image_id" in SHAPES[shape][0] else [0, 1, 2, 3])
     assert line == "boxes: xywh, proved: only xywh keeps all 4 boxes inside their images"
     assert not len(findings)
@@ -357,6 +358,57 @@ def test_the_proof_asks_the_images_not_the_annotations():
     rows, _, findings, _ = prepared(dataset(columns, features, image=turned))
     assert objects_of(rows) == expected()
     assert findings.to_dict()["size-mismatch"]["reasons"] == {"0.jpg": "60x40 pixels, not 40x60"}
+    assert len(findings) == 1
+
+
+def of_turned(bbox, orientation, stated=(60, 40), **data):
+    """Rows of images stored at 60x40 that EXIF turns, after clean() and fit(); their boxes, and the findings."""
+    objects = [{"bbox": each, "category": [0] * len(each)} for each in bbox]
+    columns = {"objects": objects, "width": [stated[0]] * len(bbox), "height": [stated[1]] * len(bbox)}
+    features = {"objects": {"bbox": FLOATS, "category": List(ClassLabel(names=NAMES))}, "width": INT, "height": INT}
+    image = photo(orientation=orientation)
+    rows, _, findings, _ = prepared(dataset(columns, features, image=image, number=len(bbox)), **data)
+    size, found = upright_size({"bytes": image, "path": None}), []
+    for row in rows:
+        row, more = detection.fit(row, size)
+        found.append(row["objects"]["bbox"])
+        for finding in more:
+            findings.add(*finding)
+    return found, findings
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("box_format", ["xywh", "cxcywh_norm"])
+def test_boxes_of_the_stored_pixels_are_turned_with_the_image(orientation, box_format):
+    stored = [[[50.0, 20.0, 8.0, 15.0], [1.0, 2.0, 20.0, 10.0]], []]
+    given = [boxes.xywh_to_cxcywh_norm(each, (40, 60)).tolist() for each in stored] if "norm" in box_format else stored
+    found, findings = of_turned(given, orientation, box_format=box_format)
+    sideways = orientation >= 5
+    expected = boxes.turned_xywh(stored[0], (40, 60), orientation if sideways else 1)
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+    assert findings.count("box-turned") == len(findings) == 2 * sideways
+    if orientation == 6 and box_format == "xywh":
+        assert findings.reasons("box-turned")["0.jpg box 1"] == "xywh [28, 1, 10, 20] in an image of 40x60"
+
+
+def test_a_box_that_leaves_the_stored_image_is_cut_there_and_turned():
+    found, findings = of_turned([[[50.0, 30.0, 5.0, 14.0]]], 6, box_format="xywh")
+    assert found == [[[0, 50, 10, 5]]]
+    assert set(findings) == {"box-clipped", "box-turned"}
+
+
+@pytest.mark.parametrize("stated", [(40, 60), (0, 0), (30, 45)])
+def test_boxes_of_the_upright_image_stay(stated):
+    found, findings = of_turned([[[20.0, 10.0, 12.0, 25.0]]], 6, stated=stated, box_format="xywh")
+    assert found == [[[20, 10, 12, 25]]]
+    assert "box-turned" not in findings
+
+
+def test_a_box_that_only_the_upright_image_holds_speaks_for_its_split():
+    upright = [[[20.0, 45.0, 12.0, 10.0]], [[20.0, 10.0, 12.0, 25.0]]]
+    found, findings = of_turned(upright, 6, box_format="xywh")
+    assert found == upright
+    assert findings.to_dict()["size-mismatch"]["reasons"] == {"0.jpg": "40x60 pixels, not 60x40"}
     assert len(findings) == 1
 
 
