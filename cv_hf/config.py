@@ -74,6 +74,7 @@ REPLACED: dict[str, str] = {
     "bf16_full_eval": "use train.bf16 (the published score is always that of the precision pipeline() uses)",
     "fp16_full_eval": "use train.fp16 (the published score is always that of the precision pipeline() uses)",
 }
+_STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 
 
 class Section(BaseModel):
@@ -279,6 +280,8 @@ def check_training_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
         if name not in fields:
             near = did_you_mean(name, [*fields, *TrainConfig.model_fields])
             raise RecipeError(f"train.{_key(name)} is not a known key.{near}")
+        if value is False and name in _STRATEGIES:
+            value = "no"  # which YAML reads as false
         try:
             checked[name] = fields[name].validate_python(value)
         except ValidationError as error:

@@ -92,6 +92,16 @@ def test_text_that_is_a_number_becomes_one(tmp_path):
     assert train.backbone_lr == 0.00001
 
 
+@pytest.mark.parametrize("name", ["eval_strategy", "save_strategy", "logging_strategy"])
+def test_a_strategy_of_no_is_a_word(tmp_path, name):
+    """YAML 1.1 takes no for false."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(LEAST) + f"train: {{{name}: no}}\n")
+    assert load_recipe(file).train.arguments == {name: "no"}
+    assert load_recipe(LEAST, [f"train.{name}=no"]).train.arguments == {name: "no"}
+    assert "got True" in refused(LEAST, (f"train.{name}=yes",))
+
+
 def test_a_section_left_empty_is_the_default(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(LEAST) + "train:\n  # batch_size: 8\neval:\n")
