@@ -15,12 +15,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cv_hf import __version__
-from cv_hf.errors import CvHfError, RecipeError, printable, printable_output
+from cv_hf.errors import CvHfError, OutputClosed, RecipeError, printable, printable_output
 
 
-@printable_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code (0 done, 1 a check failed, 2 wrong input, 3 the Hub failed, 130 stopped)."""
+    """Run a command; return its exit code (0 done, 1 a check failed, 2 wrong input, 3 the Hub failed, 130 stopped).
+
+    141, silently, where whoever read its output ended first.
+    """
+    try:
+        with printable_output():
+            code = _run(argv)
+            sys.stdout.flush()
+            return code
+    except OutputClosed:
+        # Python writes what is left at its end, and would tell that this failed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parse(argv)
     try:
         arguments.run(arguments)

@@ -423,6 +423,16 @@ def test_the_module_is_the_command():
     assert done.stderr == "cv-hf: no recipe named 'nothing'. See cv-hf recipes list.\n"
 
 
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_has_ended_ends_it_quietly(buffered):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *["-u"] * (not buffered), "-m", "cv_hf", "recipes", "list"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_wheel_brings_the_recipes(tmp_path):
     """Installed without its dependencies into a folder, used from an empty one."""
     root = Path(__file__).parents[1]
