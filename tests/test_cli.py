@@ -260,7 +260,24 @@ def test_a_file_that_is_not_there(tmp_path, photos, trained):
     assert f"there is no file or folder {nowhere}" in refused(2, "eval", trained, "--data", nowhere)
     assert f"there is no file or folder {nowhere}" in refused(2, "init", nowhere, "--out", tmp_path / "x.yaml")
     assert "there is no finished model/" in refused(2, "push", nowhere, "tester/x")
-    assert f"{nowhere}" in refused(2, "eval", trained, "--data", photos, "--json", nowhere / "scores.json")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    """There is no model and no data, which would be said next."""
+    (tmp_path / "file").touch()
+    for file in (tmp_path, tmp_path / "file" / "below.json"):
+        said = f"cv-hf: {file}: cannot be written. Name a file in a folder that you may write to.\n"
+        assert refused(2, "eval", "no/model", "--data", "no/data", "--json", file) == said
+        assert refused(2, "check", "no/data", "--json", file) == said
+        assert refused(2, "check", "no/data", "--html", file) == said
+        assert refused(2, "bench", "no.yaml", "--json", file) == said
+    monkeypatch.setattr(os, "access", lambda *_: False)  # who runs as root may write anywhere
+    assert "cannot be written" in refused(2, "check", "no/data", "--json", tmp_path / "new" / "found.json")
+
+
+def test_the_folder_of_a_file_is_made(photos, tmp_path):
+    assert cv_hf("check", photos, "--json", tmp_path / "a" / "b" / "found.json").code == 0
+    assert json.loads((tmp_path / "a" / "b" / "found.json").read_text())["task"] == "image-classification"
 
 
 def test_a_folder_without_images(tmp_path, trained, starter):
