@@ -164,7 +164,9 @@ def open_recipe(
         if checkpoint:
             check_changes(read_manifest(Path(checkpoint)), {"recipe": as_json(recipe)}, Path(checkpoint), echo)
         elif resume:
-            echo(f"{folder}: there is no complete checkpoint; training begins at its start")
+            # No refusal: a script that may be started again says --resume from the first.
+            what = "complete checkpoint" if folder.exists() else "run to resume"
+            echo(f"WARNING: {folder}: there is no {what}; training begins at its start")
         if recipe.hub:
             publish.check_can_write(recipe.hub.repo_id)
     return recipe, task, checkpoint
