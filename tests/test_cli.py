@@ -254,8 +254,10 @@ def test_a_wrong_recipe_is_refused(starter, tmp_path, override, message):
 def test_a_file_that_is_not_there(tmp_path, photos, trained):
     nowhere = tmp_path / "nowhere"
     assert "the recipe cannot be read" in refused(2, "train", nowhere)
-    assert f"{nowhere}" in refused(2, "eval", nowhere, "--data", photos)
-    assert f"{nowhere}" in refused(2, "predict", nowhere, photos)
+    for run in (nowhere, "runs/nowhere"):
+        assert f"'{run}' is neither a folder here nor a " in refused(2, "eval", run, "--data", photos)
+        assert f"'{run}' is neither a folder here nor a " in refused(2, "predict", run, photos)
+    assert f"the folder {tmp_path} holds no model" in refused(2, "predict", tmp_path, photos)
     assert f"{nowhere}: no such image or folder" in refused(2, "predict", trained, nowhere, "--out", tmp_path / "out")
     assert f"there is no file or folder {nowhere}" in refused(2, "eval", trained, "--data", nowhere)
     assert f"there is no file or folder {nowhere}" in refused(2, "init", nowhere, "--out", tmp_path / "x.yaml")
