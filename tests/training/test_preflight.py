@@ -94,6 +94,15 @@ def test_activations_are_what_the_forward_keeps(recipe, trainer_of, tmp_path):
     assert kept[1] == pytest.approx(2 * kept[0], rel=0.05)
 
 
+def test_a_batch_larger_than_the_training_set_is_told(recipe, trainer_of, tmp_path):
+    trainer = trainer_of(recipe("vit", train={"batch_size": 100}))
+    line = preflight(trainer, tmp_path).lines()[0]
+    assert line.startswith("preflight: 24 images of 32x32 read in ")
+    assert line.endswith("; the batch of 100 is larger than the training set")
+    trainer.args.per_device_train_batch_size = 24
+    assert "larger" not in preflight(trainer, tmp_path).lines()[0]
+
+
 def test_the_largest_size_is_tried(detection_recipe, trainer_of, tmp_path):
     trainer = trainer_of(detection_recipe("rt_detr", train={"multi_scale": [0.5, 2.0]}))
     scales = trainer.scales
