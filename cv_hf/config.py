@@ -8,7 +8,7 @@ A recipe is values only. Keys that are not known are refused; `train:` additiona
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,6 +73,17 @@ REPLACED: dict[str, str] = {
     "batch_eval_metrics": _STREAMED,
     "bf16_full_eval": "use train.bf16 (the published score is always that of the precision pipeline() uses)",
     "fp16_full_eval": "use train.fp16 (the published score is always that of the precision pipeline() uses)",
+}
+# What other tools call a key.
+_USUAL = {
+    **dict.fromkeys(("lr", "lr0", "base_lr"), "train.learning_rate"),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "n_epochs"), "train.num_train_epochs"),
+    **dict.fromkeys(("batch", "bs", "train_batch_size"), "train.batch_size"),
+    **dict.fromkeys(("optimizer", "optimiser"), "train.optim"),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "train.lr_scheduler_type"),
+    **dict.fromkeys(("imgsz", "img_size", "input_size"), "model.image_size"),
+    **dict.fromkeys(("workers", "num_workers"), "train.dataloader_num_workers"),
+    **dict.fromkeys(("output", "out_dir", "output_dir"), "run_dir"),
 }
 _STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 
@@ -278,7 +289,7 @@ def check_training_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
         if name in REPLACED:
             raise RecipeError(f"train.{name} is not used here; {REPLACED[name]}.")
         if name not in fields:
-            near = did_you_mean(name, [*fields, *TrainConfig.model_fields])
+            near = _meant(name, [*fields, *TrainConfig.model_fields])
             raise RecipeError(f"train.{_key(name)} is not a known key.{near}")
         if value is False and name in _STRATEGIES:
             value = "no"  # which YAML reads as false
@@ -417,13 +428,23 @@ def _first_error(error: ValidationError, prefix: str = "") -> str:
         for key in path[:-1]:
             hint = section.model_fields[key].annotation
             section = next(part for part in (hint, *typing.get_args(hint)) if hasattr(part, "model_fields"))
-        return f"{name} is not a known key.{did_you_mean(path[-1], section.model_fields)}{more}"
+        return f"{name} is not a known key.{_meant(path[-1], section.model_fields)}{more}"
     if first["type"] == "missing":
         return f"{name} is missing.{more}"
     reason = _clipped(first["msg"].removeprefix("Value error, "))
     if first["type"] in ("model_type", "dict_type"):
         reason = "should be a section of `key: value` lines"
     return f"{name}: {reason[0].lower()}{reason[1:]} (got {_clipped(repr(first['input']))}).{more}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Did you mean: what other tools call so, that name in another section, or the nearest in its own."""
+    sections = {"train": TrainConfig, "model": ModelConfig, "data": DataConfig, "eval": EvalConfig}
+    places = [f"{section}.{name}" for section, keys in sections.items() if name in keys.model_fields]
+    if name in _training_argument_types() and name not in REPLACED:
+        places.append(f"train.{name}")
+    place = _USUAL.get(name) or next(iter(places), None)
+    return f" Did you mean {place!r}?" if place else did_you_mean(name, known)
 
 
 def _key(key: Any) -> str:

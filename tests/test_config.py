@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from cv_hf.config import REPLACED, Recipe, TrainConfig, check_training_arguments, load_recipe, load_section
+from cv_hf.config import (
+    _USUAL,
+    REPLACED,
+    ModelConfig,
+    Recipe,
+    TrainConfig,
+    check_training_arguments,
+    load_recipe,
+    load_section,
+)
 from cv_hf.errors import CvHfError, RecipeError
 from cv_hf.tasks import get_task
 from cv_hf.training import resolve, training_arguments
@@ -49,6 +58,12 @@ def section(name: str, **values: Any) -> dict[str, Any]:
         (section("train", batchsize=1), "train.batchsize", "batch_size"),
         (section("eval", metrics="f1"), "eval.metrics", "metric"),
         (section("hub", repo="user/name"), "hub.repo", "repo_id"),
+        (section("train", lr=1), "train.lr", "train.learning_rate"),
+        (section("train", epochs=1), "train.epochs", "train.num_train_epochs"),
+        (section("train", image_size=32), "train.image_size", "model.image_size"),
+        ({**LEAST, "lr": 1}, "lr", "train.learning_rate"),
+        ({**LEAST, "batch_size": 1}, "batch_size", "train.batch_size"),
+        ({**LEAST, "weight_decay": 1}, "weight_decay", "train.weight_decay"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one(values, key, near):
@@ -182,6 +197,13 @@ def plain(name: str, value: Any, folder: Path) -> Any:
     given = {**needed, name: value}
     best = "no" not in (given["eval_strategy"], given["save_strategy"])
     return TrainingArguments(output_dir=str(folder), **given, load_best_model_at_end=best)
+
+
+def test_a_name_of_other_tools_leads_to_a_key():
+    for name, place in _USUAL.items():
+        section, _, key = place.rpartition(".")
+        assert key in {"": Recipe, "model": ModelConfig, "train": TrainConfig}[section].model_fields.keys() | FIELDS
+        assert name not in FIELDS.keys() - REPLACED.keys()
 
 
 def test_every_name_in_replaced_is_a_field():
