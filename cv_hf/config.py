@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from enum import EnumMeta
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -293,6 +294,10 @@ def check_training_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"train.{_key(name)} is not a known key.{near}")
         if value is False and name in _STRATEGIES:
             value = "no"  # which YAML reads as false
+        known = _training_argument_choices().get(name)
+        if known and isinstance(value, str) and value not in known:
+            near = did_you_mean(value, known)
+            raise RecipeError(f"train.{name}: there is no {value!r:.80}, only {_clipped(', '.join(known))}.{near}")
         try:
             checked[name] = fields[name].validate_python(value)
         except ValidationError as error:
@@ -314,6 +319,19 @@ def _training_argument_types() -> dict[str, TypeAdapter]:
             hint = hints[name] | dict if "dict" in str(hints[name]) else hints[name]
             adapters[name] = TypeAdapter(Annotated[hint, Field()], config=config)
     return adapters
+
+
+@lru_cache(maxsize=1)
+def _training_argument_choices() -> dict[str, list[str]]:
+    """What a field can be, where TrainingArguments takes any text and refuses it later."""
+    from transformers import TrainingArguments
+
+    return {
+        name: [choice.value for choice in part]
+        for name, hint in typing.get_type_hints(TrainingArguments).items()
+        for part in typing.get_args(hint)
+        if isinstance(part, EnumMeta)
+    }
 
 
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {None}
