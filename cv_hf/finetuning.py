@@ -184,7 +184,9 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
     """Turn Ctrl-C, and the want of disk or memory, into errors with the command that goes on from what was saved."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     command = f"cv-hf train {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
+    command += f" --nproc {processes}" if processes > 1 else ""
     try:
         yield
     except KeyboardInterrupt:
