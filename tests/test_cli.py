@@ -117,7 +117,9 @@ def test_init_and_eval_take_what_a_recipe_would_say_of_the_data(trained, photos,
     table = tmp_path / "table.csv"
     table.write_text("where,what\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
     said = [f"data.images={photos}", "data.columns={image: where, label: what}"]
-    assert "data.columns" in refused(2, "init", table, "--out", tmp_path / "not.yaml")
+    commands = ("init", table, "--out", tmp_path / "not.yaml"), ("check", table), ("eval", trained, "--data", table)
+    for command in commands:
+        assert refused(2, *command).endswith("\nName it: data.columns.image=NAME.\n")
     assert cv_hf("init", table, *said, "--out", tmp_path / "said.yaml").code == 0
     data = yaml.safe_load((tmp_path / "said.yaml").read_text())["data"]
     assert data == {"id": str(table), "images": str(photos), "columns": {"image": "where", "label": "what"}}
