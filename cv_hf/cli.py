@@ -15,12 +15,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cv_hf import __version__
-from cv_hf.errors import CvHfError, RecipeError, printable, printable_output
+from cv_hf.errors import CvHfError, OutputClosed, RecipeError, printable, printable_output
 
 
-@printable_output()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code (0 done, 1 a check failed, 2 wrong input, 3 the Hub failed, 130 stopped)."""
+    """Run a command; return its exit code (0 done, 1 a check failed, 2 wrong input, 3 the Hub failed, 130 stopped).
+
+    141, silently, where whoever read its output ended first.
+    """
+    try:
+        with printable_output():
+            code = _run(argv)
+            sys.stdout.flush()
+            return code
+    except OutputClosed:
+        # Python writes what is left at its end, and would tell that this failed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parse(argv)
     try:
         arguments.run(arguments)
@@ -227,11 +241,12 @@ def _bench(arguments: argparse.Namespace) -> None:
         from cv_hf.bench import bench, lines
 
     quiet()
+    _check_can_write(arguments.json)
     found = bench(arguments.recipe, arguments.overrides, seconds=arguments.seconds)
     text = json.dumps(found, indent=2)
     print(text if arguments.json == "-" else "\n".join(lines(found)))
     if arguments.json and arguments.json != "-":
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        _write(arguments.json, text)
 
 
 def _verify_command(folder: Path) -> str:
@@ -254,6 +269,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         from cv_hf.inference import evaluate_model, load_trained
 
     quiet()
+    _check_can_write(arguments.json)
     data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
     trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
     # With --json - the numbers have standard output to themselves.
@@ -271,7 +287,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         return
     _print_scores({arguments.split or arguments.data: metrics})
     if arguments.json:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        _write(arguments.json, text)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -339,6 +355,7 @@ def _check(arguments: argparse.Namespace) -> None:
         from cv_hf.starter import task_of
 
     quiet()
+    _check_can_write(arguments.json, arguments.html)
     data = load_section({"id": arguments.data, "format": arguments.format}, arguments.overrides)
     aside = sys.stderr if arguments.json == "-" else sys.stdout
 
@@ -352,7 +369,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.json == "-":
         print(text)
     elif arguments.json:
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        _write(arguments.json, text)
     if arguments.html:
         write_findings(diagnosis, Path(arguments.html))
         echo(f"wrote {arguments.html}")
@@ -363,6 +380,23 @@ def _check(arguments: argparse.Namespace) -> None:
     if counts["error"] or (arguments.strict and counts["warning"]):
         raise CheckFailed(f"{arguments.data}: {shown}.")
     echo(shown or "nothing found")
+
+
+def _check_can_write(*files: str | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    for file in files:
+        if file is None or file == "-":
+            continue
+        path = Path(file).absolute()
+        there = next(place for place in (path, *path.parents) if place.exists())
+        wrong = path.is_dir() or (there != path and not there.is_dir())
+        if wrong or not os.access(there, os.W_OK):
+            raise CvHfError(f"{file}: cannot be written. Name a file in a folder that you may write to.")
+
+
+def _write(file: str, text: str) -> None:
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Path(file).write_text(text + "\n", encoding="utf-8")
 
 
 def _push(arguments: argparse.Namespace) -> None:

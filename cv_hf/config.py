@@ -8,7 +8,8 @@ A recipe is values only. Keys that are not known are refused; `train:` additiona
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from enum import EnumMeta
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,6 +75,18 @@ REPLACED: dict[str, str] = {
     "bf16_full_eval": "use train.bf16 (the published score is always that of the precision pipeline() uses)",
     "fp16_full_eval": "use train.fp16 (the published score is always that of the precision pipeline() uses)",
 }
+# What other tools call a key.
+_USUAL = {
+    **dict.fromkeys(("lr", "lr0", "base_lr"), "train.learning_rate"),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "n_epochs"), "train.num_train_epochs"),
+    **dict.fromkeys(("batch", "bs", "train_batch_size"), "train.batch_size"),
+    **dict.fromkeys(("optimizer", "optimiser"), "train.optim"),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "train.lr_scheduler_type"),
+    **dict.fromkeys(("imgsz", "img_size", "input_size"), "model.image_size"),
+    **dict.fromkeys(("workers", "num_workers"), "train.dataloader_num_workers"),
+    **dict.fromkeys(("output", "out_dir", "output_dir"), "run_dir"),
+}
+_STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy")
 
 
 class Section(BaseModel):
@@ -277,8 +290,14 @@ def check_training_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
         if name in REPLACED:
             raise RecipeError(f"train.{name} is not used here; {REPLACED[name]}.")
         if name not in fields:
-            near = did_you_mean(name, [*fields, *TrainConfig.model_fields])
+            near = _meant(name, [*fields, *TrainConfig.model_fields])
             raise RecipeError(f"train.{_key(name)} is not a known key.{near}")
+        if value is False and name in _STRATEGIES:
+            value = "no"  # which YAML reads as false
+        known = _training_argument_choices().get(name)
+        if known and isinstance(value, str) and value not in known:
+            near = did_you_mean(value, known)
+            raise RecipeError(f"train.{name}: there is no {value!r:.80}, only {_clipped(', '.join(known))}.{near}")
         try:
             checked[name] = fields[name].validate_python(value)
         except ValidationError as error:
@@ -300,6 +319,19 @@ def _training_argument_types() -> dict[str, TypeAdapter]:
             hint = hints[name] | dict if "dict" in str(hints[name]) else hints[name]
             adapters[name] = TypeAdapter(Annotated[hint, Field()], config=config)
     return adapters
+
+
+@lru_cache(maxsize=1)
+def _training_argument_choices() -> dict[str, list[str]]:
+    """What a field can be, where TrainingArguments takes any text and refuses it later."""
+    from transformers import TrainingArguments
+
+    return {
+        name: [choice.value for choice in part]
+        for name, hint in typing.get_type_hints(TrainingArguments).items()
+        for part in typing.get_args(hint)
+        if isinstance(part, EnumMeta)
+    }
 
 
 _PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")} | {None}
@@ -414,13 +446,23 @@ def _first_error(error: ValidationError, prefix: str = "") -> str:
         for key in path[:-1]:
             hint = section.model_fields[key].annotation
             section = next(part for part in (hint, *typing.get_args(hint)) if hasattr(part, "model_fields"))
-        return f"{name} is not a known key.{did_you_mean(path[-1], section.model_fields)}{more}"
+        return f"{name} is not a known key.{_meant(path[-1], section.model_fields)}{more}"
     if first["type"] == "missing":
         return f"{name} is missing.{more}"
     reason = _clipped(first["msg"].removeprefix("Value error, "))
     if first["type"] in ("model_type", "dict_type"):
         reason = "should be a section of `key: value` lines"
     return f"{name}: {reason[0].lower()}{reason[1:]} (got {_clipped(repr(first['input']))}).{more}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Did you mean: what other tools call so, that name in another section, or the nearest in its own."""
+    sections = {"train": TrainConfig, "model": ModelConfig, "data": DataConfig, "eval": EvalConfig}
+    places = [f"{section}.{name}" for section, keys in sections.items() if name in keys.model_fields]
+    if name in _training_argument_types() and name not in REPLACED:
+        places.append(f"train.{name}")
+    place = _USUAL.get(name) or next(iter(places), None)
+    return f" Did you mean {place!r}?" if place else did_you_mean(name, known)
 
 
 def _key(key: Any) -> str:

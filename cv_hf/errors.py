@@ -121,6 +121,10 @@ def printable_output() -> Iterator[None]:
         yield
 
 
+class OutputClosed(BrokenPipeError):
+    """Whoever read standard output has ended, as `head` does; a broken pipe to anything else is not this."""
+
+
 class _Printable:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -128,7 +132,16 @@ class _Printable:
     def write(self, text: str) -> int:
         shown = printable_lines(text)
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        return self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        try:
+            return self._stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        except BrokenPipeError as error:
+            raise OutputClosed(*error.args) from None
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError as error:
+            raise OutputClosed(*error.args) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -127,8 +127,9 @@ def dry_run(
     """Check in seconds what a run needs, and train and write nothing; arguments and errors are those of `finetune`.
 
     Data, labels, one forward and backward, memory, disk for the checkpoints, and the right to write to the Hub.
+    A run directory that holds a run already is not refused.
     """
-    recipe, task, checkpoint = open_recipe(recipe, overrides, resume=resume)
+    recipe, task, checkpoint = open_recipe(recipe, overrides, resume=resume, writes=False)
     with tempfile.TemporaryDirectory() as aside:
         splits, _, trainer = prepare(recipe, task, Path(aside), checkpoint)
         present = task.present(splits.train)
@@ -142,9 +143,12 @@ def dry_run(
 
 
 def open_recipe(
-    recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str], *, resume: bool
+    recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str], *, resume: bool, writes: bool = True
 ) -> tuple[Recipe, Task, str | None]:
     """The recipe with all defaults, its task, and the checkpoint to go on from, which the main process alone looks for.
+
+    Args:
+        writes: whether a run will be written, which must not be over another.
 
     Raises:
         RecipeError: the run directory holds a run, which would be overwritten; or one that was trained otherwise.
@@ -156,14 +160,16 @@ def open_recipe(
     checkpoint = None
     if is_main():
         folder = Path(recipe.run_dir)
-        if not resume and ((folder / "model").exists() or any(folder.glob("checkpoints/checkpoint-*"))):
+        if writes and not resume and ((folder / "model").exists() or any(folder.glob("checkpoints/checkpoint-*"))):
             raise RecipeError(f"{folder}: holds a run already. Go on with --resume, or choose another with --run-dir.")
         if resume:
             checkpoint = newest_checkpoint(folder / "checkpoints", echo)
         if checkpoint:
             check_changes(read_manifest(Path(checkpoint)), {"recipe": as_json(recipe)}, Path(checkpoint), echo)
         elif resume:
-            echo(f"{folder}: there is no complete checkpoint; training begins at its start")
+            # No refusal: a script that may be started again says --resume from the first.
+            what = "complete checkpoint" if folder.exists() else "run to resume"
+            echo(f"WARNING: {folder}: there is no {what}; training begins at its start")
         if recipe.hub:
             publish.check_can_write(recipe.hub.repo_id)
     return recipe, task, checkpoint
@@ -177,7 +183,9 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
     """Turn Ctrl-C, and the want of disk or memory, into errors with the command that goes on from what was saved."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     command = f"cv-hf train {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
+    command += f" --nproc {processes}" if processes > 1 else ""
     try:
         yield
     except KeyboardInterrupt:

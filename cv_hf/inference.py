@@ -18,7 +18,7 @@ from cv_hf import publish
 from cv_hf.config import DataConfig, ModelConfig, load_recipe
 from cv_hf.data import Findings, LabelMap, TrainedOn, check_name, decode, from_class_names, image_suffixes, load_split
 from cv_hf.errors import DataError, ModelError, RecipeError
-from cv_hf.models import build_model
+from cv_hf.models import build_model, check_is_there
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
 from cv_hf.training import EvalSamples, evaluate, forward, read_manifest, recorder
@@ -59,6 +59,7 @@ def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_
     notes = publish.read_notes(model_id)
     name = notes.get("task") or task
     if name is None:
+        check_is_there(ModelConfig(id=model_id))
         raise ModelError(f"{model_id}: its task is not known, as cv_hf did not train it. Name it with --task.")
     known = get_task(name)
     built = build_model(ModelConfig(id=model_id, trust_remote_code=trust_remote_code), known.auto_class, {})

@@ -118,7 +118,9 @@ def test_init_and_eval_take_what_a_recipe_would_say_of_the_data(trained, photos,
     table = tmp_path / "table.csv"
     table.write_text("where,what\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
     said = [f"data.images={photos}", "data.columns={image: where, label: what}"]
-    assert "data.columns" in refused(2, "init", table, "--out", tmp_path / "not.yaml")
+    commands = ("init", table, "--out", tmp_path / "not.yaml"), ("check", table), ("eval", trained, "--data", table)
+    for command in commands:
+        assert refused(2, *command).endswith("\nName it: data.columns.image=NAME.\n")
     assert cv_hf("init", table, *said, "--out", tmp_path / "said.yaml").code == 0
     data = yaml.safe_load((tmp_path / "said.yaml").read_text())["data"]
     assert data == {"id": str(table), "images": str(photos), "columns": {"image": "where", "label": "what"}}
@@ -296,13 +298,32 @@ def test_a_wrong_recipe_is_refused(starter, tmp_path, override, message):
 def test_a_file_that_is_not_there(tmp_path, photos, trained):
     nowhere = tmp_path / "nowhere"
     assert "the recipe cannot be read" in refused(2, "train", nowhere)
-    assert f"{nowhere}" in refused(2, "eval", nowhere, "--data", photos)
-    assert f"{nowhere}" in refused(2, "predict", nowhere, photos)
+    for run in (nowhere, "runs/nowhere"):
+        assert f"'{run}' is neither a folder here nor a " in refused(2, "eval", run, "--data", photos)
+        assert f"'{run}' is neither a folder here nor a " in refused(2, "predict", run, photos)
+    assert f"the folder {tmp_path} holds no model" in refused(2, "predict", tmp_path, photos)
     assert f"{nowhere}: no such image or folder" in refused(2, "predict", trained, nowhere, "--out", tmp_path / "out")
     assert f"there is no file or folder {nowhere}" in refused(2, "eval", trained, "--data", nowhere)
     assert f"there is no file or folder {nowhere}" in refused(2, "init", nowhere, "--out", tmp_path / "x.yaml")
     assert "there is no finished model/" in refused(2, "push", nowhere, "tester/x")
-    assert f"{nowhere}" in refused(2, "eval", trained, "--data", photos, "--json", nowhere / "scores.json")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    """There is no model and no data, which would be said next."""
+    (tmp_path / "file").touch()
+    for file in (tmp_path, tmp_path / "file" / "below.json"):
+        said = f"cv-hf: {file}: cannot be written. Name a file in a folder that you may write to.\n"
+        assert refused(2, "eval", "no/model", "--data", "no/data", "--json", file) == said
+        assert refused(2, "check", "no/data", "--json", file) == said
+        assert refused(2, "check", "no/data", "--html", file) == said
+        assert refused(2, "bench", "no.yaml", "--json", file) == said
+    monkeypatch.setattr(os, "access", lambda *_: False)  # who runs as root may write anywhere
+    assert "cannot be written" in refused(2, "check", "no/data", "--json", tmp_path / "new" / "found.json")
+
+
+def test_the_folder_of_a_file_is_made(photos, tmp_path):
+    assert cv_hf("check", photos, "--json", tmp_path / "a" / "b" / "found.json").code == 0
+    assert json.loads((tmp_path / "a" / "b" / "found.json").read_text())["task"] == "image-classification"
 
 
 def test_a_folder_without_images(tmp_path, trained, starter):
@@ -463,6 +484,16 @@ def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "cv_hf", "recipes", "show", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "cv-hf: no recipe named 'nothing'. See cv-hf recipes list.\n"
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_has_ended_ends_it_quietly(buffered):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *["-u"] * (not buffered), "-m", "cv_hf", "recipes", "list"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_wheel_brings_the_recipes(tmp_path):

@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from cv_hf.config import REPLACED, Recipe, TrainConfig, check_training_arguments, load_recipe, load_section
+from cv_hf.config import (
+    _USUAL,
+    REPLACED,
+    ModelConfig,
+    Recipe,
+    TrainConfig,
+    check_training_arguments,
+    load_recipe,
+    load_section,
+)
 from cv_hf.errors import CvHfError, RecipeError
 from cv_hf.tasks import get_task
 from cv_hf.training import resolve, training_arguments
@@ -49,6 +58,12 @@ def section(name: str, **values: Any) -> dict[str, Any]:
         (section("train", batchsize=1), "train.batchsize", "batch_size"),
         (section("eval", metrics="f1"), "eval.metrics", "metric"),
         (section("hub", repo="user/name"), "hub.repo", "repo_id"),
+        (section("train", lr=1), "train.lr", "train.learning_rate"),
+        (section("train", epochs=1), "train.epochs", "train.num_train_epochs"),
+        (section("train", image_size=32), "train.image_size", "model.image_size"),
+        ({**LEAST, "lr": 1}, "lr", "train.learning_rate"),
+        ({**LEAST, "batch_size": 1}, "batch_size", "train.batch_size"),
+        ({**LEAST, "weight_decay": 1}, "weight_decay", "train.weight_decay"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one(values, key, near):
@@ -75,6 +90,11 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(values, key, near):
         (section("train", batch_size=0), "train.batch_size: input should be greater than or equal to 1 (got 0)."),
         (section("train", learning_rate="fast"), "train.learning_rate: input should be a valid number"),
         (section("train", max_steps=1.5), "train.max_steps: input should be a valid integer"),
+        (section("train", optim="adamw_torc"), "train.optim: there is no 'adamw_torc', only adamw_torch, "),
+        (section("train", optim="adamw_torc"), "... Did you mean 'adamw_torch'?"),
+        (section("train", lr_scheduler_type="cosin"), "train.lr_scheduler_type: there is no 'cosin', only linear, "),
+        (section("train", lr_scheduler_type="cosin"), " Did you mean 'cosine'?"),
+        (section("train", eval_strategy="never"), "train.eval_strategy: there is no 'never', only no, steps, epoch."),
         (section("train", bf16="maybe"), "train.bf16: input should be a valid boolean"),
         ({**LEAST, "task": "image-clasification"}, "task: input should be 'image-classification', 'object-detection'"),
     ],
@@ -90,6 +110,16 @@ def test_text_that_is_a_number_becomes_one(tmp_path):
     train = load_recipe(file).train
     assert train.arguments == {"learning_rate": 0.0001, "max_steps": 7}
     assert train.backbone_lr == 0.00001
+
+
+@pytest.mark.parametrize("name", ["eval_strategy", "save_strategy", "logging_strategy"])
+def test_a_strategy_of_no_is_a_word(tmp_path, name):
+    """YAML 1.1 takes no for false."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(LEAST) + f"train: {{{name}: no}}\n")
+    assert load_recipe(file).train.arguments == {name: "no"}
+    assert load_recipe(LEAST, [f"train.{name}=no"]).train.arguments == {name: "no"}
+    assert "got True" in refused(LEAST, (f"train.{name}=yes",))
 
 
 def test_a_section_left_empty_is_the_default(tmp_path):
@@ -172,6 +202,13 @@ def plain(name: str, value: Any, folder: Path) -> Any:
     given = {**needed, name: value}
     best = "no" not in (given["eval_strategy"], given["save_strategy"])
     return TrainingArguments(output_dir=str(folder), **given, load_best_model_at_end=best)
+
+
+def test_a_name_of_other_tools_leads_to_a_key():
+    for name, place in _USUAL.items():
+        section, _, key = place.rpartition(".")
+        assert key in {"": Recipe, "model": ModelConfig, "train": TrainConfig}[section].model_fields.keys() | FIELDS
+        assert name not in FIELDS.keys() - REPLACED.keys()
 
 
 def test_every_name_in_replaced_is_a_field():

@@ -14,8 +14,9 @@ import time
 import pytest
 from PIL import Image
 
-from cv_hf.finetuning import finetune
-from cv_hf.launch import launch
+from cv_hf.errors import Interrupted
+from cv_hf.finetuning import finetune, resumable
+from cv_hf.launch import _environments, launch
 
 
 def train(values: dict, file, *arguments: str) -> subprocess.CompletedProcess:
@@ -68,6 +69,19 @@ def test_a_photo_that_only_the_second_process_decodes_stops_both(recipe, photos,
     assert len(failed.stderr.strip().splitlines()) <= 2
     assert failed.stderr.startswith(f"cv-hf: validation/{file.parent.name}/{file.name}: ")
     assert "Traceback" not in failed.stderr
+
+
+def test_the_command_that_goes_on_starts_as_many(tmp_path, monkeypatch):
+    def told() -> str:
+        with pytest.raises(Interrupted) as stopped, resumable(tmp_path):
+            raise KeyboardInterrupt
+        return str(stopped.value).splitlines()[1]
+
+    alone = f"To go on: cv-hf train {tmp_path / 'recipe.yaml'} --resume"
+    assert told() == alone
+    for name, value in _environments(2)[0].items():
+        monkeypatch.setenv(name, value)
+    assert told() == f"{alone} --nproc 2"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads by Linux's names of them")

@@ -57,7 +57,7 @@ def find_column(
         if usual in by_lower:
             return by_lower[usual]
     what = f"more than one column could be the {canonical}" if of_kind else f"no {canonical} column was found"
-    raise DataError(f"{what} among: {listed(features)}.\nName it in the recipe: data.columns: {{{canonical}: NAME}}.")
+    raise DataError(f"{what} among: {listed(features)}.\nName it: data.columns.{canonical}=NAME.")
 
 
 def check_given(given: Mapping[str, str], known: Sequence[str]) -> None:

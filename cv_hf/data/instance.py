@@ -240,7 +240,7 @@ def _find_mask(features: Mapping[str, Any], given: Mapping[str, str]) -> str:
             return (named or lists)[0]
     raise DataError(
         f"no masks were found among: {listed(features)}.\n"
-        "Name them in the recipe: data.columns: {segmentation: NAME} for polygons or RLE, {mask: NAME} for images."
+        "Name them: data.columns.segmentation=NAME for polygons or RLE, data.columns.mask=NAME for images."
     )
 
 

@@ -241,7 +241,7 @@ def _find_segments(features: Mapping[str, Any], given: Mapping[str, str]) -> str
     if not named:
         raise DataError(
             f"no column of segments was found, each with an id and a category, among: {listed(features)}.\n"
-            "Name it in the recipe: data.columns: {segments_info: NAME}."
+            "Name it: data.columns.segments_info=NAME."
         )
     return named[0]
 

@@ -70,8 +70,7 @@ def choose_splits(
     if "train" not in chosen:
         if len(names) != 1 or "train" in given or chosen:
             raise DataError(
-                f"no split to train on among: {', '.join(names) or 'none'}.\n"
-                "Name it in the recipe: data.splits: {train: NAME}."
+                f"no split to train on among: {', '.join(names) or 'none'}.\nName it: data.splits.train=NAME."
             )
         chosen["train"] = names[0]
     if len(set(chosen.values())) < len(chosen):

@@ -1,6 +1,6 @@
 """Pretrained models, made ready to be fine-tuned: loading, input size, freezing, pixel values."""
 
-from cv_hf.models.build import Built, LoadReport, build_model
+from cv_hf.models.build import Built, LoadReport, build_model, check_is_there
 from cv_hf.models.needs import Needs, loss_needs
 from cv_hf.models.neighborhood import neighborhood_attention, uses_dinat
 from cv_hf.models.oneformer import PromptedProcessor, whole_config
@@ -24,6 +24,7 @@ __all__ = [
     "PromptedProcessor",
     "TargetForm",
     "build_model",
+    "check_is_there",
     "freeze_backbone",
     "head_parameters",
     "instance_masks",

@@ -105,6 +105,12 @@ def build_model(model: ModelConfig, auto_class: str | Sequence[str], fields: Map
         return _build(model, auto_class, fields)
 
 
+def check_is_there(model: ModelConfig) -> None:
+    """Refuse what is no model, in the words of `build_model`."""
+    with _readable_errors(model):
+        _commit(model)
+
+
 def _build(model: ModelConfig, auto_class: str | Sequence[str], fields: Mapping[str, Any]) -> Built:
     things = fields.get("things")
     fields = {name: value for name, value in fields.items() if name != "things"}
@@ -448,7 +454,10 @@ def _hub_error(model: ModelConfig, chain: list[BaseException]) -> CvHfError | No
         wait = asked_to_wait(refused.response) if status else 0
         why = f"status {status}" if status else "a file ended too early" if cut_short else "no connection"
         why += f", and it asks to wait {wait:g} s" if wait else ""
-        return HubError(f"{at} could not be fetched from the Hub ({why}). Nothing is lost; run the command again.")
+        return HubError(
+            f"{at} is no folder here and could not be fetched from the Hub ({why}). Nothing is lost; run the command "
+            "again."
+        )
     return None
 
 

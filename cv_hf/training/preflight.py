@@ -27,7 +27,9 @@ class Preflight:
     """What was tried and measured; sizes in bytes, of one process.
 
     Attributes:
-        images: of the batch, as many as a device takes at once.
+        images: of the batch, as many as a device takes at once, or fewer where there are no more.
+        batch: images of one optimizer step.
+        samples: of the training set.
         size: (height, width) of the model's input, the largest that this batch can have; None where it is no image.
         loss: of the batch.
         seconds: of reading the batch, and of one forward and backward.
@@ -40,6 +42,8 @@ class Preflight:
     """
 
     images: int
+    batch: int
+    samples: int
     size: tuple[int, int] | None
     loss: float
     seconds: tuple[float, float]
@@ -55,9 +59,10 @@ class Preflight:
         parts = ", ".join(f"{name} {megabytes(size)}" for name, size in self.memory.items() if size)
         size = f" of {self.size[0]}x{self.size[1]}" if self.size else ""
         tight = "" if self.more < self.memory_free else "; that may be too little"
+        few = f"; the batch of {self.batch} is larger than the training set" if self.batch > self.samples else ""
         return [
             f"preflight: {self.images} images{size} read in {self.seconds[0]:.1f} s, "
-            f"forward and backward in {self.seconds[1]:.1f} s, loss {self.loss:.4g}",
+            f"forward and backward in {self.seconds[1]:.1f} s, loss {self.loss:.4g}{few}",
             f"memory: about {megabytes(sum(self.memory.values()))} ({parts}); "
             f"{megabytes(self.memory_free)} free{tight}",
             f"disk: {megabytes(self.disk)} for checkpoints of {megabytes(self.checkpoint)} and model/; "
@@ -110,8 +115,11 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
         "optimizer": trainer.optimizer_size(),
         "activations": activations,
     }
+    arguments = trainer.args
     return Preflight(
         **tried,
+        batch=whole * arguments.gradient_accumulation_steps * arguments.world_size,
+        samples=len(trainer.train_dataset),
         memory=memory,
         more=gradients + memory["optimizer"] + activations,
         memory_free=memory_free,
@@ -201,7 +209,7 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
             for buffer, before in buffers:
                 buffer.copy_(before)
     return {
-        "images": images,
+        "images": sum(key is not None for key in keys),
         "size": size,
         "loss": value,
         "seconds": (read - start, time.monotonic() - read),

@@ -23,6 +23,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 import cv2
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 # Loader workers are the parallelism; OpenCV's own threads would only compete with them.
@@ -221,8 +222,7 @@ def build_augment(
         try:
             transforms.append(_ANTIALIASED.get(kind, kind)(**arguments))
         except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise RecipeError(f"augment: {name}: {reason[:200]}") from None
+            raise RecipeError(f"augment: {name}: {_reason(error)}") from None
     augment = Augment(transforms, size if ends_at_size else None, seed, moved)
     # What cannot work is said now, not by a loader worker in the middle of training.
     height, width = size or _BEFORE_PROCESSOR
@@ -234,6 +234,16 @@ def build_augment(
             targets = {"mask": np.zeros((*shape, 1), np.uint8)}
         augment((0, trial), np.full((*shape, 3), 127, np.uint8), **targets)
     return augment
+
+
+def _reason(error: Exception) -> str:
+    """Why albumentations refuses arguments; where pydantic checked them, the first of them and its value."""
+    if isinstance(error.__cause__, ValidationError):
+        first = error.__cause__.errors()[0]
+        what = first["msg"].removeprefix("Value error, ")
+        where = f"{first['loc'][0]}: " if first["loc"] else ""
+        return f"{where}{what[:1].lower()}{what[1:200]} (got {first['input']!r:.80})."
+    return " ".join(str(error).split())[:200]
 
 
 def sets_size(kind: type[A.BasicTransform]) -> bool:

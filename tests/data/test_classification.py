@@ -162,7 +162,7 @@ def test_a_column_by_kind():
     assert find() == "Mask"
     assert find(given={"mask": "n"}) == "n"
     del features["Mask"]
-    with pytest.raises(DataError, match=r"a \(string\), n \(int64\).\n.*data.columns: \{mask: NAME\}"):
+    with pytest.raises(DataError, match=r"a \(string\), n \(int64\).\n.*data\.columns\.mask=NAME\."):
         find()
 
 

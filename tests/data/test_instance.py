@@ -384,7 +384,7 @@ def test_tables_without_masks_are_refused(tmp_path):
     features = {"image": datasets.Image(), "label": datasets.Value("int64")}
     columns = {"image": [{"bytes": photo(), "path": None}] * 2, "label": [0, 1]}
     root = write(tmp_path, table(columns, features))
-    with pytest.raises(DataError, match=r"no masks were found among: image .*\n.*segmentation: NAME.*mask: NAME"):
+    with pytest.raises(DataError, match=r"no masks were found among: image .*\n.*segmentation=NAME.*mask=NAME"):
         load(root)
     with pytest.raises(DataError, match=r"data.columns.mask: 'imag' is no column of images.*Did you mean 'image'"):
         load(root, columns={"mask": "imag"})

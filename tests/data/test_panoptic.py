@@ -475,7 +475,7 @@ def test_tables_that_are_wrong(tmp_path):
     assert len(splits.train) + len(splits.validation) == 3
     plainly = {"image": datasets.Image(), "mask": datasets.Image(), "label": WHOLE}
     without = datasets.Dataset.from_dict({"image": [], "mask": [], "label": []}, features=datasets.Features(plainly))
-    with pytest.raises(DataError, match=r"no column of segments was found.*\n.*segments_info: NAME"):
+    with pytest.raises(DataError, match=r"no column of segments was found.*\n.*segments_info=NAME"):
         panoptic.canonical(without, DataConfig(id="x"))
     with pytest.raises(DataError, match="'label' is no column of segments"):
         panoptic.canonical(without, DataConfig(id="x", columns={"segments_info": "label"}))

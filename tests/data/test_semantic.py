@@ -555,7 +555,7 @@ def test_columns(image, target, given):
 
 def test_columns_that_cannot_be_told():
     dataset = rows_of({"image": images(), "left": images(), "right": images()})
-    with pytest.raises(DataError, match=r"no mask column was found among.*\nName it in the recipe: data.columns"):
+    with pytest.raises(DataError, match=r"no mask column was found among.*\nName it: data\.columns\.mask=NAME\."):
         semantic.canonical(dataset, DataConfig(id="a/b"))
     with pytest.raises(DataError, match=r"data.columns: 'label' is not a column of this task \(image, mask\)"):
         semantic.canonical(dataset, DataConfig(id="a/b", columns={"label": "left"}))

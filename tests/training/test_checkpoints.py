@@ -253,8 +253,18 @@ def test_without_any_it_begins_at_the_start(saved, cut, capsys):
     for manifest in (cut / "checkpoints").glob("*/manifest.json"):
         manifest.unlink()
     assert cli.main(["train", str(cut / "recipe.yaml"), "--resume", "--run-dir", str(cut)]) == 0
-    assert "there is no complete checkpoint; training begins at its start" in capsys.readouterr().out
+    told = f"WARNING: {cut}: there is no complete checkpoint; training begins at its start\n"
+    assert told in capsys.readouterr().out
     assert differences(saved, cut) == []
+
+
+def test_a_run_that_is_not_there_is_told_loudly(recipe, tmp_path, capsys):
+    """A script that may be started again says --resume from the first; a wrong name looks the same."""
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe("vit", train={"max_steps": 1})))
+    said = ["train", str(tmp_path / "recipe.yaml"), "--resume", "--run-dir", str(tmp_path / "typo")]
+    assert cli.main(said) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"WARNING: {tmp_path / 'typo'}: there is no run to resume; training begins at its start"
 
 
 def test_a_best_checkpoint_that_is_damaged_is_not_published(recipe, tmp_path, monkeypatch, capsys):

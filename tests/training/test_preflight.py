@@ -17,7 +17,7 @@ from transformers import ViTForImageClassification
 
 from cv_hf import cli, finetuning
 from cv_hf.config import load_recipe
-from cv_hf.errors import ResourceError
+from cv_hf.errors import RecipeError, ResourceError
 from cv_hf.finetuning import build_trainer, dry_run, finetune, prepare
 from cv_hf.tasks import get_task
 from cv_hf.training import Trainer, memory_error, out_of_memory, preflight, resolve
@@ -94,6 +94,15 @@ def test_activations_are_what_the_forward_keeps(recipe, trainer_of, tmp_path):
     assert kept[1] == pytest.approx(2 * kept[0], rel=0.05)
 
 
+def test_a_batch_larger_than_the_training_set_is_told(recipe, trainer_of, tmp_path):
+    trainer = trainer_of(recipe("vit", train={"batch_size": 100}))
+    line = preflight(trainer, tmp_path).lines()[0]
+    assert line.startswith("preflight: 24 images of 32x32 read in ")
+    assert line.endswith("; the batch of 100 is larger than the training set")
+    trainer.args.per_device_train_batch_size = 24
+    assert "larger" not in preflight(trainer, tmp_path).lines()[0]
+
+
 def test_the_largest_size_is_tried(detection_recipe, trainer_of, tmp_path):
     trainer = trainer_of(detection_recipe("rt_detr", train={"multi_scale": [0.5, 2.0]}))
     scales = trainer.scales
@@ -117,6 +126,16 @@ def test_dry_run_checks_everything_and_writes_nothing(recipe, hub, tmp_path, mon
     assert re.match(r"preflight: 8 images of 32x32 read in \d\.\d s, forward and backward in \d\.\d s, loss ", out[-4])
     assert re.match(r"memory: about \S+ MB \(weights .*, gradients .*, optimizer .*, activations .*\); ", out[-3])
     assert out[-1] == "hub: tester/dry can be written to"
+
+
+def test_dry_run_beside_a_run_checks_what_the_next_would_be(recipe):
+    values = recipe("vit", train={"max_steps": 1})
+    run = finetune(values).folder
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert dry_run(values, ["train.batch_size=4"]).images == 4
+    with pytest.raises(RecipeError, match="'acuracy' is not measured here"):
+        dry_run(values, ["eval.metric=acuracy"])
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_dry_run_names_classes_that_cannot_be_learnt(recipe, photos, tmp_path, capsys):
@@ -151,8 +170,6 @@ def test_dry_run_compares_recipes_of_a_resume(recipe, tmp_path, capsys):
     finetune(values)
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(values))
-    assert cli.main(["train", str(file), "--dry-run"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
     assert cli.main(["train", str(file), "--dry-run", "--resume", "train.seed=3"]) == 2
     assert "train.seed was 42, is 3" in capsys.readouterr().err
     assert cli.main(["train", str(file), "--dry-run", "--resume", "train.max_steps=2"]) == 0

@@ -94,6 +94,7 @@ def test_the_image_that_an_operation_cannot_take_is_named_with_its_size():
         (["os"], "albumentations has no 'os'"),
         ([{"HorizontalFlip": {"prob": 1}}], "HorizontalFlip has no argument 'prob'"),
         ([{"HorizontalFlip": {"p": "x"}}], "augment: HorizontalFlip:"),
+        ([{"HorizontalFlip": {"p": 5}}], r"^augment: HorizontalFlip: p: input should be .* to 1 \(got 5\)\.$"),
         ([{"A": {}, "B": {}}], "each entry is one name"),
         ([{}], "each entry is one name"),
         ([{"RandomResizedCrop": {"size": [10, 10]}}], "ends at 10x10, the model takes 24x40"),
