@@ -187,7 +187,7 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
         if out is not None:
             image, _ = decode(row["image"])
             sizes[row["file"]] = row["size"]
-            picture = trained.task.draw(image, prediction, None)
+            picture = trained.task.draw(image, prediction, None, trained.labels)
             # Numbered, since two folders may hold files of one name.
             stem = re.sub(r"[^\w.-]", "_", Path(row["file"]).stem)[:60]
             picture.save(out / f"{number:05d}_{stem}.png")
@@ -207,7 +207,7 @@ def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -
         if prediction is not None:
             known = fitted(row, trained.task, trained.labels)
             truth = None if known is None else trained.task.truth(known, trained.labels)
-            picture = trained.task.draw(decode(row["image"])[0], prediction, truth)
+            picture = trained.task.draw(decode(row["image"])[0], prediction, truth, trained.labels)
             if max(picture.size) > trained.task.tile and trained.task.tile > TILE:
                 picture.thumbnail((trained.task.tile, trained.task.tile))
             pictures.append(picture)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import colorsys
 import math
+import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +18,10 @@ TILE = 200
 SMALLEST = 640
 # So many classes stand in a legend, the largest first.
 _LEGEND = 16
+# More hues than these look alike; the classes after them have another saturation and value.
+_HUES = 13
+_TONES = ((0.75, 0.95), (1.0, 0.55), (0.35, 1.0), (0.5, 0.7), (1.0, 0.3))
+_HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 class Segment(NamedTuple):
@@ -116,18 +122,24 @@ def draw_segments(image: Image.Image, answers: Sequence[Sequence[Segment]]) -> I
     return sheet
 
 
-def class_colour(label: str, number: int = 0) -> str:
-    """A colour that follows from the name alone, so that a class has it in every picture.
+def class_colour(label: str, number: int = 0, names: Sequence[str] = ()) -> str:
+    """The colour of a class, the same in every picture of a run; a class named "#rrggbb" has that colour.
 
     Args:
         label: the name.
         number: of a segment among those of its class, which get shades of the colour.
+        names: all classes, which are told apart by their place; one that is not among them has a colour by its name.
     """
-    # What lies beyond this many letters is too large a number for a colour.
-    hue = sum(ord(letter) * 31**place for place, letter in enumerate(label[:100])) * 0.618034 % 1
-    hue = (hue + 0.08 * (number * 0.618034 % 1)) % 1 if number else hue
-    value = 0.95 - 0.45 * (number * 0.381966 % 1)
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, 0.75, value))
+    if _HEX.fullmatch(label):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(part / 255 for part in ImageColor.getrgb(label)))
+    else:
+        place = names.index(label) if label in names else zlib.crc32(label.encode("utf-8", "surrogatepass"))
+        # The golden ratio leaves the largest gaps between hues, of however many classes.
+        hue = (0.6 + place * 0.618034) % 1
+        saturation, value = _TONES[place // _HUES % len(_TONES)]
+    hue = (hue + 0.03 * (number * 0.618034 % 1)) % 1
+    value *= 1 - 0.47 * (number * 0.381966 % 1)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 def _overlaid(image: Image.Image, segments: Sequence[Segment], scale: int) -> Image.Image:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from cv_hf.transforms import captioned, contact_sheet
+from cv_hf.transforms import captioned, class_colour, contact_sheet
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (4000, 20), (20, 4000), (300, 200)])
@@ -25,3 +27,34 @@ def test_the_sheet_shows_every_picture_once():
     sheet = np.asarray(contact_sheet(pictures, columns=3))
     for number, picture in enumerate(pictures):
         assert (sheet == [number + 1, 0, 0]).all(-1).sum() == picture.width * picture.height
+
+
+def _lab(colour: str) -> np.ndarray:
+    """CIE L*a*b* of an sRGB colour, where distances are those that an eye sees."""
+    linear = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in _rgb(colour) / 255])
+    rows = [[0.4339, 0.3763, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8730]]
+    x, y, z = np.cbrt(rows @ linear)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array(ImageColor.getrgb(colour), float)
+
+
+@pytest.mark.parametrize(
+    ("names", "apart"),
+    [(["red", "blue"], 60), (["building", "wall", "sky"], 60), ([f"class {n}" for n in range(13)], 20),
+     ([f"class {n}" for n in range(39)], 10), (["#1eb428", "#1e28b4"], 60)],
+)  # fmt: skip
+def test_the_classes_of_a_label_map_are_told_apart_by_colour(names, apart):
+    colours = [class_colour(name, names=names) for name in names]
+    distances = [np.linalg.norm(_lab(one) - _lab(other)) for one, other in itertools.combinations(colours, 2)]
+    assert min(distances) > apart
+    assert len({class_colour(names[0], number, names) for number in range(5)}) == 5
+
+
+def test_many_classes_have_as_many_colours_and_a_colour_has_its_own():
+    names = [f"class {number}" for number in range(150)]
+    assert len({class_colour(name, names=names) for name in names}) == 150
+    assert class_colour("#1eb428", names=[*names, "#1eb428"]) == "#1eb428"
+    assert np.linalg.norm(_lab(class_colour("wall")) - _lab(class_colour("building"))) > 10
