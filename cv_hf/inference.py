@@ -21,7 +21,7 @@ from cv_hf.models import build_model
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
 from cv_hf.training import EvalSamples, evaluate, forward, recorder
-from cv_hf.transforms import TILE, contact_sheet
+from cv_hf.transforms import contact_sheet
 
 SHEET = 20
 EVIDENCE = 16
@@ -187,7 +187,7 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
         if out is not None:
             image, _ = decode(row["image"])
             sizes[row["file"]] = row["size"]
-            picture = trained.task.draw(image, prediction, None, trained.labels)
+            picture = trained.task.draw(image, prediction, None, trained.labels, None)
             # Numbered, since two folders may hold files of one name.
             stem = re.sub(r"[^\w.-]", "_", Path(row["file"]).stem)[:60]
             picture.save(out / f"{number:05d}_{stem}.png")
@@ -207,10 +207,8 @@ def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -
         if prediction is not None:
             known = fitted(row, trained.task, trained.labels)
             truth = None if known is None else trained.task.truth(known, trained.labels)
-            picture = trained.task.draw(decode(row["image"])[0], prediction, truth, trained.labels)
-            if max(picture.size) > trained.task.tile and trained.task.tile > TILE:
-                picture.thumbnail((trained.task.tile, trained.task.tile))
-            pictures.append(picture)
+            image, _ = decode(row["image"])
+            pictures.append(trained.task.draw(image, prediction, truth, trained.labels, trained.task.tile))
     if pictures:
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures).save(path)

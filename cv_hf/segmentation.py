@@ -375,9 +375,13 @@ def draw(
     prediction: Sequence[Mapping[str, Any]],
     truth: Sequence[Mapping[str, Any]] | None,
     labels: LabelMap,
+    tile: int | None,
 ) -> Any:
     """The image under its segments with a legend; beside it, where it is known, under those of the ground truth."""
-    return draw_segments(image, [_segments(answer, labels) for answer in (prediction, truth) if answer is not None])
+    if truth is None:
+        return draw_segments(image, [_segments(prediction, labels)], tile=tile)
+    pair = [_segments(answer, labels) for answer in (prediction, truth)]
+    return draw_segments(image, pair, titles=("prediction", "truth"), tile=tile)
 
 
 def geometry(one: Mapping[str, Any]) -> dict[str, Any]:

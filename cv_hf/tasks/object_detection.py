@@ -213,7 +213,11 @@ def truth(row: Mapping[str, Any], labels: LabelMap) -> list[list[float]]:
 
 
 def draw(
-    image: Any, prediction: Sequence[Mapping[str, Any]], truth: Sequence[Sequence[float]] | None, labels: LabelMap
+    image: Any,
+    prediction: Sequence[Mapping[str, Any]],
+    truth: Sequence[Sequence[float]] | None,
+    labels: LabelMap,
+    tile: int | None,
 ) -> Any:
     """The image with its boxes, a colour for each class, the most certain in front; the truth as thin white lines."""
     found = sorted(prediction, key=lambda one: one["score"])
@@ -223,6 +227,8 @@ def draw(
         [f"{one['label']} {one['score']:.2f}" for one in found],
         [class_colour(one["label"], names=labels.names) for one in found],
         truth=truth,
+        note="" if truth is None else "white: truth",
+        tile=tile,
     )
 
 

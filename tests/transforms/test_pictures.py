@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from cv_hf.data import from_class_names
+from cv_hf.runs import from_mask
+from cv_hf.tasks import get_task
 from cv_hf.transforms import captioned, class_colour, contact_sheet
 
 
@@ -58,3 +61,43 @@ def test_many_classes_have_as_many_colours_and_a_colour_has_its_own():
     assert len({class_colour(name, names=names) for name in names}) == 150
     assert class_colour("#1eb428", names=[*names, "#1eb428"]) == "#1eb428"
     assert np.linalg.norm(_lab(class_colour("wall")) - _lab(class_colour("building"))) > 10
+
+
+def _dark(picture: Image.Image, *box: int) -> int:
+    """Pixels of black text within (left, top, right, bottom)."""
+    return (np.asarray(picture.crop(box)).max(-1) < 60).sum()
+
+
+@pytest.mark.parametrize("size", [(3000, 2000), (640, 480), (60, 40)])
+def test_a_sheet_of_segments_says_which_side_is_the_truth_and_has_a_legend_to_read(size):
+    labels = from_class_names(["building", "wall"])
+    left = np.zeros((size[1], size[0]), bool)
+    left[:, : size[0] // 2] = True
+    answer = [{"score": None, "label": "wall", "segmentation": from_mask(left)}]
+    picture = get_task("semantic-segmentation").draw(Image.new("RGB", size, "white"), answer, answer, labels, 400)
+    assert 380 <= picture.width <= 400
+    pixels = np.asarray(picture)
+    colour = _rgb(class_colour("wall", names=labels.names))
+    for side in (0, 204):
+        inked = np.flatnonzero((np.abs(pixels[:, side : side + 196] - (colour + 255) / 2) < 2).all(-1).any(1))
+        top, bottom = inked.min(), inked.max()
+        assert _dark(picture, side, 0, side + 196, top) > 50
+        assert _dark(picture, side, bottom + 2, side + 196, picture.height) > 30
+        swatch = np.argwhere((pixels[bottom + 2 :, side : side + 196] == colour).all(-1))
+        assert (np.ptp(swatch, axis=0) >= 10).all()
+
+
+@pytest.mark.parametrize("size", [(3000, 2000), (60, 40)])
+def test_a_sheet_of_boxes_says_that_the_white_ones_are_the_truth(size):
+    labels, task = from_class_names(["red", "blue"]), get_task("object-detection")
+    found = [
+        {"score": 0.5, "label": name, "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))}
+        for name, box in (("red", [5, 5, 25, 25]), ("blue", [30, 5, 55, 25]))
+    ]
+    image = Image.new("RGB", size, "white")
+    bare, told = (task.draw(image, found, truth, labels, 400) for truth in (None, []))
+    assert bare.width == told.width == 400
+    assert abs(bare.height - 400 * size[1] / size[0]) < 1
+    assert _dark(told, 0, bare.height, 400, told.height) > 50
+    for name in labels.names:
+        assert (np.asarray(bare) == _rgb(class_colour(name, names=labels.names))).all(-1).sum() > 20
