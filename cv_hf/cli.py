@@ -283,6 +283,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         from cv_hf.inference import load_trained, predict_files
 
     quiet()
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        raise RecipeError(f"--threshold: {arguments.threshold:g} is no score; scores go from 0 to 1.")
     out = Path(arguments.out)
     trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
     if arguments.threshold is not None:

@@ -263,6 +263,13 @@ def test_a_file_that_is_not_there(tmp_path, photos, trained):
     assert f"{nowhere}" in refused(2, "eval", trained, "--data", photos, "--json", nowhere / "scores.json")
 
 
+@pytest.mark.parametrize("threshold", ["50", "-0.1", "nan", "inf"])
+def test_a_threshold_that_is_no_score(trained, photos, tmp_path, threshold):
+    told = refused(2, "predict", trained, photos / "test", f"--threshold={threshold}", "--out", tmp_path / "out")
+    assert told == f"cv-hf: --threshold: {threshold} is no score; scores go from 0 to 1.\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_without_images(tmp_path, trained, starter):
     (tmp_path / "empty").mkdir()
     for command in (
