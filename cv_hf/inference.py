@@ -264,14 +264,16 @@ def images_dataset(paths: Sequence[str | Path]) -> datasets.Dataset:
     """
     suffixes = image_suffixes()
     files: list[Path] = []
-    for path in map(Path, paths):
+    for given in paths:
+        path = Path(given)
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
             files += [p for p in found if check_name(str(p))]
         elif path.is_file():
             files.append(path)
         else:
-            raise DataError(f"{path}: no such image or folder.")
+            # As it was typed: a Path makes one slash of the two of an address.
+            raise DataError(f"{given}: no such image or folder.")
     if not files:
         raise DataError(f"{', '.join(map(str, paths))}: no images in it.")
     columns = {"image": [{"path": str(file), "bytes": None} for file in files], "file": [str(file) for file in files]}

@@ -167,6 +167,7 @@ def test_predict_answers_for_files_and_folders(trained, photos, tmp_path):
     assert set(found) == {str(single), *(str(folder / f"{name}.png") for name in ("broken", "red", "green"))}
     assert found[str(folder / "broken.png")].keys() == {"error"}
     assert f"{folder / 'broken.png'}: " in answer.out
+    assert answer.out.endswith(f"pictures of 3 of 4 image(s)\n1 cannot be read: {folder / 'broken.png'}\n")
     for file in (single, folder / "red.png", folder / "green.png"):
         prediction = found[str(file)]["prediction"]
         assert {entry["label"] for entry in prediction} == {"red", "green", "blue"}
@@ -268,6 +269,21 @@ def test_a_threshold_that_is_no_score(trained, photos, tmp_path, threshold):
     told = refused(2, "predict", trained, photos / "test", f"--threshold={threshold}", "--out", tmp_path / "out")
     assert told == f"cv-hf: --threshold: {threshold} is no score; scores go from 0 to 1.\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_no_image_that_can_be_read(trained, tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    told = refused(2, "predict", trained, tmp_path, "--out", tmp_path / "out")
+    assert told == f"cv-hf: none of 7 image(s) can be read; {tmp_path}/out/predictions.json says why.\n"
+    reasons = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert all(answer["error"] for answer in reasons.values())
+    assert len(reasons) == 7
+
+
+def test_an_address_is_named_as_it_was_typed(trained, tmp_path):
+    told = refused(2, "predict", trained, "https://x.y/a.jpg", "--out", tmp_path / "out")
+    assert told == "cv-hf: https://x.y/a.jpg: no such image or folder.\n"
 
 
 def test_a_folder_without_images(tmp_path, trained, starter):
