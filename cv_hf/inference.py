@@ -25,6 +25,7 @@ from cv_hf.transforms import contact_sheet
 
 SHEET = 20
 EVIDENCE = 16
+_PICTURE = re.compile(r"\d{5,}_[\w.-]*\.png")
 
 
 @dataclass(frozen=True)
@@ -168,17 +169,22 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
     Args:
         trained: from `load_trained`.
         paths: image files, or folders whose images are taken at any depth.
-        out: where predictions.json (for detection also coco.json) and a picture per image go; None: nothing is
-            written.
+        out: where predictions.json (for detection also coco.json) and a picture per image go, in the place of what an
+            earlier call wrote there; None: nothing is written.
 
     Returns:
-        {file: {"prediction": ...}} or {file: {"error": reason}} for each that cannot be read.
+        {file: {"prediction": ...}}, with `out` also the name of its "picture"; {file: {"error": reason}} for each that
+        cannot be read.
+
+    Raises:
+        DataError: a path that is not there, no image among them, or `out` holds what no earlier call wrote.
     """
     dataset = images_dataset(paths)
     answers: dict[str, dict[str, Any]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+        _clear(out, dataset["file"][:])
     for number, (row, prediction, found) in enumerate(predict(trained, dataset)):
         if prediction is None:
             answers[row["file"]] = {"error": next((reason for *_, reason in found if reason), "cannot be read")}
@@ -190,7 +196,8 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
             picture = trained.task.draw(image, prediction, None, trained.labels, None)
             # Numbered, since two folders may hold files of one name.
             stem = re.sub(r"[^\w.-]", "_", Path(row["file"]).stem)[:60]
-            picture.save(out / f"{number:05d}_{stem}.png")
+            answers[row["file"]]["picture"] = f"{number:05d}_{stem}.png"
+            picture.save(out / answers[row["file"]]["picture"])
     if out is not None:
         found = {file: answers[file]["prediction"] for file in sizes}
         files = {"predictions.json": answers, **trained.task.export(found, sizes, trained.labels)}
@@ -198,6 +205,46 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (out / name).write_text(text + "\n", encoding="utf-8")
     return answers
+
+
+def _clear(out: Path, images: Sequence[str]) -> None:
+    """Remove what an earlier call wrote into the folder, known by its predictions.json; refuse one that holds more."""
+    written = _written(out)
+    # Those that begin with a dot a file manager leaves.
+    others = sorted(path.name for path in out.iterdir() if path not in written and not path.name.startswith("."))
+    if others:
+        raise DataError(
+            f"{out} holds {others[0]}, which is in no predictions.json of an earlier prediction.\n"
+            "Write to another folder, or empty this one."
+        )
+    places = {path.resolve() for path in written}
+    if used := [file for file in images if places and Path(file).resolve() in places]:
+        raise DataError(f"{used[0]} is a picture of an earlier prediction, which would be replaced. Write elsewhere.")
+    for path in written:
+        path.unlink()
+
+
+def _written(out: Path) -> list[Path]:
+    """The files that an earlier call wrote into a folder, predictions.json last; none where that is not ours."""
+
+    def read(name: str) -> Any:
+        try:
+            return json.loads((out / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    answers = read("predictions.json")
+    if not isinstance(answers, dict) or not all(
+        isinstance(answer, dict) and ("picture" in answer or "error" in answer) for answer in answers.values()
+    ):
+        return []
+    pictures = {str(answer["picture"]) for answer in answers.values() if "picture" in answer}
+    names = sorted(name for name in pictures if _PICTURE.fullmatch(name) and (out / name).is_file())
+    try:
+        ours = {image["file_name"] for image in read("coco.json")["images"]} <= answers.keys()
+    except (KeyError, TypeError):
+        ours = False
+    return [out / name for name in [*names, *["coco.json"] * ours, "predictions.json"]]
 
 
 def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -> None:
@@ -276,6 +323,7 @@ def images_dataset(paths: Sequence[str | Path]) -> datasets.Dataset:
             raise DataError(f"{given}: no such image or folder.")
     if not files:
         raise DataError(f"{', '.join(map(str, paths))}: no images in it.")
+    files = list(dict.fromkeys(files))  # one answer and one picture each
     columns = {"image": [{"path": str(file), "bytes": None} for file in files], "file": [str(file) for file in files]}
     features = datasets.Features({"image": datasets.Image(decode=False), "file": datasets.Value("string")})
     return datasets.Dataset.from_dict(columns, features=features)

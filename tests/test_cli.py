@@ -175,6 +175,44 @@ def test_predict_answers_for_files_and_folders(trained, photos, tmp_path):
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
 
 
+def test_predict_replaces_what_it_wrote_and_nothing_else(trained, photos, tmp_path):
+    out, images = tmp_path / "out", [photos / "test" / name / "0.png" for name in ("red", "green", "blue")]
+
+    def pictures() -> set[str]:
+        """The pictures there are, which are those of predictions.json, each of its file."""
+        found = json.loads((out / "predictions.json").read_text())
+        assert {path.name for path in out.glob("*.png")} == {answer["picture"] for answer in found.values()}
+        return set(found)
+
+    assert cv_hf("predict", trained, *images, images[0], photos / "test" / "red", "--out", out).code == 0
+    assert len(pictures()) == 6
+    (out / "coco.json").write_text(json.dumps({"images": [{"file_name": str(images[0])}]}))
+    (out / ".DS_Store").touch()
+    assert cv_hf("predict", trained, images[1], "--out", out).code == 0
+    assert pictures() == {str(images[1])}
+    assert {path.suffix for path in out.iterdir()} == {".png", ".json", ""}
+    assert not (out / "coco.json").exists()
+
+    def unchanged(*paths: Path) -> str:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        told = refused(2, "predict", trained, *paths, "--out", out)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        return told
+
+    assert "a picture of an earlier prediction" in unchanged(images[0], tmp_path)
+    (out / "coco.json").write_text(json.dumps({"images": [{"file_name": "other.png"}]}))
+    assert f"{out} holds coco.json" in unchanged(*images)
+    (out / "coco.json").unlink()
+    (tmp_path / "00000_mine.png").touch()
+    for content in ("[1", '["a"]', '{"a": 1}', '{"a": {"b": 1}}', '{"a": {"picture": "../00000_mine.png"}}'):
+        (out / "predictions.json").write_text(content)
+        assert f"{out} holds " in unchanged(*images)
+    for path in out.glob("*.png"):
+        path.unlink()
+    assert cv_hf("predict", trained, images[0], "--out", out).code == 0
+    assert (tmp_path / "00000_mine.png").exists(), "no name leads out of the folder"
+
+
 def test_recipes_are_listed_shown_and_copied(tmp_path):
     listed = cv_hf("recipes", "list")
     assert [line.split()[0] for line in listed.out.splitlines()] == list(recipes.names())
