@@ -12,15 +12,16 @@ from typing import Any
 
 import datasets
 from accelerate import PartialState
+from tqdm import tqdm
 
 from cv_hf import publish
 from cv_hf.config import DataConfig, ModelConfig
 from cv_hf.data import Findings, LabelMap, check_name, decode, from_class_names, image_suffixes, load_split
-from cv_hf.errors import DataError, ModelError
+from cv_hf.errors import DataError, Interrupted, ModelError
 from cv_hf.models import build_model
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
-from cv_hf.training import EvalSamples, evaluate, forward, recorder
+from cv_hf.training import EvalSamples, evaluate, forward, recorder, write_text
 from cv_hf.transforms import contact_sheet
 
 SHEET = 20
@@ -178,6 +179,7 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
 
     Raises:
         DataError: a path that is not there, no image among them, or `out` holds what no earlier call wrote.
+        Interrupted: by Ctrl-C; `out` holds what was answered until then.
     """
     dataset = images_dataset(paths)
     answers: dict[str, dict[str, Any]] = {}
@@ -185,26 +187,51 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         _clear(out, dataset["file"][:])
-    for number, (row, prediction, found) in enumerate(predict(trained, dataset)):
-        if prediction is None:
-            answers[row["file"]] = {"error": next((reason for *_, reason in found if reason), "cannot be read")}
-            continue
-        answers[row["file"]] = {"prediction": prediction}
+    predicted = tqdm(
+        predict(trained, dataset),
+        desc="predicting",
+        total=len(dataset),
+        disable=None,
+        leave=False,
+        dynamic_ncols=True,
+    )
+    try:
+        for number, (row, prediction, found) in enumerate(predicted):
+            file = row["file"]
+            if prediction is None:
+                answers[file] = {"error": next((reason for *_, reason in found if reason), "cannot be read")}
+                continue
+            answer = {"prediction": prediction}
+            if out is not None:
+                picture = trained.task.draw(decode(row["image"])[0], prediction, None, trained.labels, None)
+                # Numbered, since two folders may hold files of one name.
+                stem = re.sub(r"[^\w.-]", "_", Path(file).stem)[:60]
+                answer["picture"] = f"{number:05d}_{stem}.png"
+                _save(picture, out / answer["picture"])
+                sizes[file] = row["size"]
+            answers[file] = answer
+    except KeyboardInterrupt:
+        if out is None:
+            raise
+        raise Interrupted(f"interrupted; {out} holds the answers to {len(answers)} of {len(dataset)} images.") from None
+    finally:
+        predicted.close()
         if out is not None:
-            image, _ = decode(row["image"])
-            sizes[row["file"]] = row["size"]
-            picture = trained.task.draw(image, prediction, None, trained.labels, None)
-            # Numbered, since two folders may hold files of one name.
-            stem = re.sub(r"[^\w.-]", "_", Path(row["file"]).stem)[:60]
-            answers[row["file"]]["picture"] = f"{number:05d}_{stem}.png"
-            picture.save(out / answers[row["file"]]["picture"])
-    if out is not None:
-        found = {file: answers[file]["prediction"] for file in sizes}
-        files = {"predictions.json": answers, **trained.task.export(found, sizes, trained.labels)}
-        for name, content in files.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False)
-            (out / name).write_text(text + "\n", encoding="utf-8")
+            # Whatever stopped it: what was answered until then is not lost.
+            known = {file: answers[file]["prediction"] for file in sizes if file in answers}
+            files = {**trained.task.export(known, sizes, trained.labels), "predictions.json": answers}
+            for name, content in files.items():
+                write_text(out / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return answers
+
+
+def _save(picture: Any, file: Path) -> None:
+    """Save a picture, whole or not at all."""
+    try:
+        picture.save(file)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _clear(out: Path, images: Sequence[str]) -> None:

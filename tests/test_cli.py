@@ -21,6 +21,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import PIL.Image
 import pytest
 import transformers
 import yaml
@@ -211,6 +212,26 @@ def test_predict_replaces_what_it_wrote_and_nothing_else(trained, photos, tmp_pa
         path.unlink()
     assert cv_hf("predict", trained, images[0], "--out", out).code == 0
     assert (tmp_path / "00000_mine.png").exists(), "no name leads out of the folder"
+
+
+def test_an_interrupted_predict_leaves_what_it_answered(trained, photos, tmp_path, monkeypatch):
+    out, saved, whole = tmp_path / "out", [], PIL.Image.Image.save
+
+    def stopped(self, file, *arguments, **more):
+        saved.append(file)
+        if len(saved) == 4:
+            file.write_bytes(b"a part")
+            raise KeyboardInterrupt
+        whole(self, file, *arguments, **more)
+
+    monkeypatch.setattr(PIL.Image.Image, "save", stopped)
+    told = refused(130, "predict", trained, photos / "test", "--out", out)
+    assert told == f"cv-hf: interrupted; {out} holds the answers to 3 of 12 images.\n"
+    found = json.loads((out / "predictions.json").read_text())
+    assert sorted(answer["picture"] for answer in found.values()) == sorted(path.name for path in out.glob("*.png"))
+    assert len(found) == 3
+    assert cv_hf("predict", trained, photos / "test", "--out", out).code == 0
+    assert len(json.loads((out / "predictions.json").read_text())) == len(list(out.glob("*.png"))) == 12
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path):
