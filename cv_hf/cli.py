@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cv_hf import __version__
-from cv_hf.errors import CvHfError, OutputClosed, RecipeError, printable, printable_output
+from cv_hf.errors import CvHfError, DataError, OutputClosed, RecipeError, printable, printable_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -299,6 +299,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         from cv_hf.inference import load_trained, predict_files
 
     quiet()
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        raise RecipeError(f"--threshold: {arguments.threshold:g} is no score; scores go from 0 to 1.")
     out = Path(arguments.out)
     trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
     if arguments.threshold is not None:
@@ -318,7 +320,13 @@ def _predict(arguments: argparse.Namespace) -> None:
         )
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         print(f"{printable(file)}: {answer.get('error') or printable(words + more or 'nothing found')}")
-    print(f"wrote {out}/predictions.json and a picture of each image")
+    lost = [printable(file) for file, answer in answers.items() if "error" in answer]
+    if len(lost) == len(answers):
+        raise DataError(f"none of {len(lost)} image(s) can be read; {out}/predictions.json says why.")
+    print(f"wrote {out}/predictions.json and pictures of {len(answers) - len(lost)} of {len(answers)} image(s)")
+    if lost:
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        print(f"{len(lost)} cannot be read: {', '.join(lost[:5])}{more}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:

@@ -13,19 +13,21 @@ from typing import Any
 
 import datasets
 from accelerate import PartialState
+from tqdm import tqdm
 
 from cv_hf import publish
 from cv_hf.config import DataConfig, ModelConfig, load_recipe
 from cv_hf.data import Findings, LabelMap, TrainedOn, check_name, decode, from_class_names, image_suffixes, load_split
-from cv_hf.errors import DataError, ModelError, RecipeError
+from cv_hf.errors import DataError, Interrupted, ModelError, RecipeError
 from cv_hf.models import build_model, check_is_there
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
-from cv_hf.training import EvalSamples, evaluate, forward, read_manifest, recorder
-from cv_hf.transforms import TILE, contact_sheet
+from cv_hf.training import EvalSamples, evaluate, forward, read_manifest, recorder, write_text
+from cv_hf.transforms import contact_sheet
 
 SHEET = 20
 EVIDENCE = 16
+_PICTURE = re.compile(r"\d{5,}_[\w.-]*\.png")
 
 
 @dataclass(frozen=True)
@@ -187,36 +189,108 @@ def predict_files(trained: Trained, paths: Sequence[str | Path], out: Path | Non
     Args:
         trained: from `load_trained`.
         paths: image files, or folders whose images are taken at any depth.
-        out: where predictions.json (for detection also coco.json) and a picture per image go; None: nothing is
-            written.
+        out: where predictions.json (for detection also coco.json) and a picture per image go, in the place of what an
+            earlier call wrote there; None: nothing is written.
 
     Returns:
-        {file: {"prediction": ...}} or {file: {"error": reason}} for each that cannot be read.
+        {file: {"prediction": ...}}, with `out` also the name of its "picture"; {file: {"error": reason}} for each that
+        cannot be read.
+
+    Raises:
+        DataError: a path that is not there, no image among them, or `out` holds what no earlier call wrote.
+        Interrupted: by Ctrl-C; `out` holds what was answered until then.
     """
     dataset = images_dataset(paths)
     answers: dict[str, dict[str, Any]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    for number, (row, prediction, found) in enumerate(predict(trained, dataset)):
-        if prediction is None:
-            answers[row["file"]] = {"error": next((reason for *_, reason in found if reason), "cannot be read")}
-            continue
-        answers[row["file"]] = {"prediction": prediction}
+        _clear(out, dataset["file"][:])
+    predicted = tqdm(
+        predict(trained, dataset),
+        desc="predicting",
+        total=len(dataset),
+        disable=None,
+        leave=False,
+        dynamic_ncols=True,
+    )
+    try:
+        for number, (row, prediction, found) in enumerate(predicted):
+            file = row["file"]
+            if prediction is None:
+                answers[file] = {"error": next((reason for *_, reason in found if reason), "cannot be read")}
+                continue
+            answer = {"prediction": prediction}
+            if out is not None:
+                picture = trained.task.draw(decode(row["image"])[0], prediction, None, trained.labels, None)
+                # Numbered, since two folders may hold files of one name.
+                stem = re.sub(r"[^\w.-]", "_", Path(file).stem)[:60]
+                answer["picture"] = f"{number:05d}_{stem}.png"
+                _save(picture, out / answer["picture"])
+                sizes[file] = row["size"]
+            answers[file] = answer
+    except KeyboardInterrupt:
+        if out is None:
+            raise
+        raise Interrupted(f"interrupted; {out} holds the answers to {len(answers)} of {len(dataset)} images.") from None
+    finally:
+        predicted.close()
         if out is not None:
-            image, _ = decode(row["image"])
-            sizes[row["file"]] = row["size"]
-            picture = trained.task.draw(image, prediction, None)
-            # Numbered, since two folders may hold files of one name.
-            stem = re.sub(r"[^\w.-]", "_", Path(row["file"]).stem)[:60]
-            picture.save(out / f"{number:05d}_{stem}.png")
-    if out is not None:
-        found = {file: answers[file]["prediction"] for file in sizes}
-        files = {"predictions.json": answers, **trained.task.export(found, sizes, trained.labels)}
-        for name, content in files.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False)
-            (out / name).write_text(text + "\n", encoding="utf-8")
+            # Whatever stopped it: what was answered until then is not lost.
+            known = {file: answers[file]["prediction"] for file in sizes if file in answers}
+            files = {**trained.task.export(known, sizes, trained.labels), "predictions.json": answers}
+            for name, content in files.items():
+                write_text(out / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return answers
+
+
+def _save(picture: Any, file: Path) -> None:
+    """Save a picture, whole or not at all."""
+    try:
+        picture.save(file)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _clear(out: Path, images: Sequence[str]) -> None:
+    """Remove what an earlier call wrote into the folder, known by its predictions.json; refuse one that holds more."""
+    written = _written(out)
+    # Those that begin with a dot a file manager leaves.
+    others = sorted(path.name for path in out.iterdir() if path not in written and not path.name.startswith("."))
+    if others:
+        raise DataError(
+            f"{out} holds {others[0]}, which is in no predictions.json of an earlier prediction.\n"
+            "Write to another folder, or empty this one."
+        )
+    places = {path.resolve() for path in written}
+    if used := [file for file in images if places and Path(file).resolve() in places]:
+        raise DataError(f"{used[0]} is a picture of an earlier prediction, which would be replaced. Write elsewhere.")
+    for path in written:
+        path.unlink()
+
+
+def _written(out: Path) -> list[Path]:
+    """The files that an earlier call wrote into a folder, predictions.json last; none where that is not ours."""
+
+    def read(name: str) -> Any:
+        try:
+            return json.loads((out / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    answers = read("predictions.json")
+    if not isinstance(answers, dict) or not all(
+        isinstance(answer, dict) and ("picture" in answer or "error" in answer) for answer in answers.values()
+    ):
+        return []
+    pictures = {str(answer["picture"]) for answer in answers.values() if "picture" in answer}
+    names = sorted(name for name in pictures if _PICTURE.fullmatch(name) and (out / name).is_file())
+    try:
+        ours = {image["file_name"] for image in read("coco.json")["images"]} <= answers.keys()
+    except (KeyError, TypeError):
+        ours = False
+    return [out / name for name in [*names, *["coco.json"] * ours, "predictions.json"]]
 
 
 def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -> None:
@@ -226,10 +300,8 @@ def predictions_sheet(trained: Trained, dataset: datasets.Dataset, path: Path) -
         if prediction is not None:
             known = fitted(row, trained.task, trained.labels)
             truth = None if known is None else trained.task.truth(known, trained.labels)
-            picture = trained.task.draw(decode(row["image"])[0], prediction, truth)
-            if max(picture.size) > trained.task.tile and trained.task.tile > TILE:
-                picture.thumbnail((trained.task.tile, trained.task.tile))
-            pictures.append(picture)
+            image, _ = decode(row["image"])
+            pictures.append(trained.task.draw(image, prediction, truth, trained.labels, trained.task.tile))
     if pictures:
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(pictures).save(path)
@@ -285,16 +357,19 @@ def images_dataset(paths: Sequence[str | Path]) -> datasets.Dataset:
     """
     suffixes = image_suffixes()
     files: list[Path] = []
-    for path in map(Path, paths):
+    for given in paths:
+        path = Path(given)
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
             files += [p for p in found if check_name(str(p))]
         elif path.is_file():
             files.append(path)
         else:
-            raise DataError(f"{path}: no such image or folder.")
+            # As it was typed: a Path makes one slash of the two of an address.
+            raise DataError(f"{given}: no such image or folder.")
     if not files:
         raise DataError(f"{', '.join(map(str, paths))}: no images in it.")
+    files = list(dict.fromkeys(files))  # one answer and one picture each
     columns = {"image": [{"path": str(file), "bytes": None} for file in files], "file": [str(file) for file in files]}
     features = datasets.Features({"image": datasets.Image(decode=False), "file": datasets.Value("string")})
     return datasets.Dataset.from_dict(columns, features=features)

@@ -370,9 +370,18 @@ def truth(row: Mapping[str, Any], labels: LabelMap) -> list[dict[str, Any]]:
     return [{"score": None, "label": labels.names[int(c)], "segmentation": rle} for c, rle in found]
 
 
-def draw(image: Any, prediction: Sequence[Mapping[str, Any]], truth: Sequence[Mapping[str, Any]] | None) -> Any:
+def draw(
+    image: Any,
+    prediction: Sequence[Mapping[str, Any]],
+    truth: Sequence[Mapping[str, Any]] | None,
+    labels: LabelMap,
+    tile: int | None,
+) -> Any:
     """The image under its segments with a legend; beside it, where it is known, under those of the ground truth."""
-    return draw_segments(image, [_segments(answer) for answer in (prediction, truth) if answer is not None])
+    if truth is None:
+        return draw_segments(image, [_segments(prediction, labels)], tile=tile)
+    pair = [_segments(answer, labels) for answer in (prediction, truth)]
+    return draw_segments(image, pair, titles=("prediction", "truth"), tile=tile)
 
 
 def geometry(one: Mapping[str, Any]) -> dict[str, Any]:
@@ -386,13 +395,14 @@ def _images_alone(processor: Any) -> Any:
     return processor.image_processor if isinstance(processor, PromptedProcessor) else processor
 
 
-def _segments(answer: Sequence[Mapping[str, Any]]) -> list[Segment]:
+def _segments(answer: Sequence[Mapping[str, Any]], labels: LabelMap) -> list[Segment]:
     """Segments of one class have shades of its colour."""
     seen: dict[str, int] = {}
     found = []
     for one in answer:
         number = seen[one["label"]] = seen.get(one["label"], -1) + 1
-        found.append(Segment(_decoded(one["segmentation"]), class_colour(one["label"], number), one["label"]))
+        colour = class_colour(one["label"], number, labels.names)
+        found.append(Segment(_decoded(one["segmentation"]), colour, one["label"]))
     return found
 
 

@@ -81,8 +81,9 @@ class Task:
         score_answers: (predictions, rows, LabelMap, their arguments) -> those metrics that they alone give. Rows have
             `size`, and targets that fit.
         truth: (row, whose targets fit, LabelMap) -> the ground truth as `draw` takes it, or None.
-        draw: (image, prediction, truth) -> picture.
-        tile: the edge in pixels of a picture on a sheet of many.
+        draw: (image, prediction, truth, LabelMap, the edge in pixels of a picture on a sheet of many, else None) ->
+            picture; it says what of it is the truth, where there is one.
+        tile: this edge.
         export: (predictions by file, image sizes by file, LabelMap) -> {file name: JSON-ready content}, further forms
             of the predictions.
     """
@@ -122,6 +123,6 @@ class Task:
     compare: Callable[[Any, Any, tuple[int, int], Mapping[str, Any]], tuple[float, str]]
     score_answers: Callable[[Sequence[Any], Iterable[Mapping[str, Any]], Any, Mapping[str, Any]], dict[str, float]]
     truth: Callable[[Mapping[str, Any], Any], Any]
-    draw: Callable[[PIL.Image.Image, Any, Any], PIL.Image.Image]
+    draw: Callable[[PIL.Image.Image, Any, Any, Any, int | None], PIL.Image.Image]
     tile: int
     export: Callable[[Mapping[str, Any], Mapping[str, tuple[int, int]], Any], dict[str, Any]] = _no_more

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import PIL.Image
 import pytest
 import transformers
 import yaml
@@ -211,11 +212,70 @@ def test_predict_answers_for_files_and_folders(trained, photos, tmp_path):
     assert set(found) == {str(single), *(str(folder / f"{name}.png") for name in ("broken", "red", "green"))}
     assert found[str(folder / "broken.png")].keys() == {"error"}
     assert f"{folder / 'broken.png'}: " in answer.out
+    assert answer.out.endswith(f"pictures of 3 of 4 image(s)\n1 cannot be read: {folder / 'broken.png'}\n")
     for file in (single, folder / "red.png", folder / "green.png"):
         prediction = found[str(file)]["prediction"]
         assert {entry["label"] for entry in prediction} == {"red", "green", "blue"}
         assert sum(entry["score"] for entry in prediction) == pytest.approx(1)
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
+
+
+def test_predict_replaces_what_it_wrote_and_nothing_else(trained, photos, tmp_path):
+    out, images = tmp_path / "out", [photos / "test" / name / "0.png" for name in ("red", "green", "blue")]
+
+    def pictures() -> set[str]:
+        """The pictures there are, which are those of predictions.json, each of its file."""
+        found = json.loads((out / "predictions.json").read_text())
+        assert {path.name for path in out.glob("*.png")} == {answer["picture"] for answer in found.values()}
+        return set(found)
+
+    assert cv_hf("predict", trained, *images, images[0], photos / "test" / "red", "--out", out).code == 0
+    assert len(pictures()) == 6
+    (out / "coco.json").write_text(json.dumps({"images": [{"file_name": str(images[0])}]}))
+    (out / ".DS_Store").touch()
+    assert cv_hf("predict", trained, images[1], "--out", out).code == 0
+    assert pictures() == {str(images[1])}
+    assert {path.suffix for path in out.iterdir()} == {".png", ".json", ""}
+    assert not (out / "coco.json").exists()
+
+    def unchanged(*paths: Path) -> str:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        told = refused(2, "predict", trained, *paths, "--out", out)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        return told
+
+    assert "a picture of an earlier prediction" in unchanged(images[0], tmp_path)
+    (out / "coco.json").write_text(json.dumps({"images": [{"file_name": "other.png"}]}))
+    assert f"{out} holds coco.json" in unchanged(*images)
+    (out / "coco.json").unlink()
+    (tmp_path / "00000_mine.png").touch()
+    for content in ("[1", '["a"]', '{"a": 1}', '{"a": {"b": 1}}', '{"a": {"picture": "../00000_mine.png"}}'):
+        (out / "predictions.json").write_text(content)
+        assert f"{out} holds " in unchanged(*images)
+    for path in out.glob("*.png"):
+        path.unlink()
+    assert cv_hf("predict", trained, images[0], "--out", out).code == 0
+    assert (tmp_path / "00000_mine.png").exists(), "no name leads out of the folder"
+
+
+def test_an_interrupted_predict_leaves_what_it_answered(trained, photos, tmp_path, monkeypatch):
+    out, saved, whole = tmp_path / "out", [], PIL.Image.Image.save
+
+    def stopped(self, file, *arguments, **more):
+        saved.append(file)
+        if len(saved) == 4:
+            file.write_bytes(b"a part")
+            raise KeyboardInterrupt
+        whole(self, file, *arguments, **more)
+
+    monkeypatch.setattr(PIL.Image.Image, "save", stopped)
+    told = refused(130, "predict", trained, photos / "test", "--out", out)
+    assert told == f"cv-hf: interrupted; {out} holds the answers to 3 of 12 images.\n"
+    found = json.loads((out / "predictions.json").read_text())
+    assert sorted(answer["picture"] for answer in found.values()) == sorted(path.name for path in out.glob("*.png"))
+    assert len(found) == 3
+    assert cv_hf("predict", trained, photos / "test", "--out", out).code == 0
+    assert len(json.loads((out / "predictions.json").read_text())) == len(list(out.glob("*.png"))) == 12
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path):
@@ -324,6 +384,28 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
 def test_the_folder_of_a_file_is_made(photos, tmp_path):
     assert cv_hf("check", photos, "--json", tmp_path / "a" / "b" / "found.json").code == 0
     assert json.loads((tmp_path / "a" / "b" / "found.json").read_text())["task"] == "image-classification"
+
+
+@pytest.mark.parametrize("threshold", ["50", "-0.1", "nan", "inf"])
+def test_a_threshold_that_is_no_score(trained, photos, tmp_path, threshold):
+    told = refused(2, "predict", trained, photos / "test", f"--threshold={threshold}", "--out", tmp_path / "out")
+    assert told == f"cv-hf: --threshold: {threshold} is no score; scores go from 0 to 1.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_image_that_can_be_read(trained, tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    told = refused(2, "predict", trained, tmp_path, "--out", tmp_path / "out")
+    assert told == f"cv-hf: none of 7 image(s) can be read; {tmp_path}/out/predictions.json says why.\n"
+    reasons = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert all(answer["error"] for answer in reasons.values())
+    assert len(reasons) == 7
+
+
+def test_an_address_is_named_as_it_was_typed(trained, tmp_path):
+    told = refused(2, "predict", trained, "https://x.y/a.jpg", "--out", tmp_path / "out")
+    assert told == "cv-hf: https://x.y/a.jpg: no such image or folder.\n"
 
 
 def test_a_folder_without_images(tmp_path, trained, starter):

@@ -172,8 +172,8 @@ class _Pictures:
         drawn = {text: corners * scale for text, corners in drawn.items() if np.isfinite(corners).all()}
         if drawn:
             corners = [_visible_corners(each) for each in drawn.values()]
-            colours = [_RED] if code in drawn else [class_colour(text) for text in drawn]
             others = (xywh_to_xyxy(self._boxes(file, size)) * scale).tolist()
+            colours = [_RED] if code in drawn else [class_colour(text, names=list(drawn)) for text in drawn]
             return _small(draw_boxes(small, corners, list(drawn), colours, truth=others), 2)
         if row is None or self.diagnosis.fit is None or file not in self.encoded:
             return small
@@ -190,10 +190,10 @@ class _Pictures:
         fitted, _ = self.diagnosis.fit(row, size, self.diagnosis.labels)
         objects = (fitted or {}).get("objects", {})
         if objects.get("segmentation"):
-            segments = []
+            segments, names = [], self.diagnosis.labels.names
             for number, (mask, category) in enumerate(zip(objects["segmentation"], objects["category"], strict=True)):
-                label = self.diagnosis.labels.names[category]
-                segments.append(Segment(coco_mask.decode(dict(mask)).astype(bool), class_colour(label, number), label))
+                colour = class_colour(names[category], number, names)
+                segments.append(Segment(coco_mask.decode(dict(mask)).astype(bool), colour, names[category]))
             return _small(_overlaid(small, segments), 2)
         return small
 

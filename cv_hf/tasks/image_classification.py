@@ -129,7 +129,9 @@ def truth(row: Mapping[str, Any], labels: LabelMap) -> str | None:
     return labels.names[row["label"]] if row.get("label") is not None else None
 
 
-def draw(image: Any, prediction: Sequence[Mapping[str, Any]], truth: str | None) -> Any:
+def draw(
+    image: Any, prediction: Sequence[Mapping[str, Any]], truth: str | None, labels: LabelMap, tile: int | None
+) -> Any:
     """The image above its best class and score; green where that is the truth, red where not."""
     best = prediction[0]
     lines = [f"{best['label']} {best['score']:.2f}"]

@@ -212,15 +212,23 @@ def truth(row: Mapping[str, Any], labels: LabelMap) -> list[list[float]]:
     return boxes.xywh_to_xyxy(row["objects"]["bbox"]).tolist()
 
 
-def draw(image: Any, prediction: Sequence[Mapping[str, Any]], truth: Sequence[Sequence[float]] | None) -> Any:
+def draw(
+    image: Any,
+    prediction: Sequence[Mapping[str, Any]],
+    truth: Sequence[Sequence[float]] | None,
+    labels: LabelMap,
+    tile: int | None,
+) -> Any:
     """The image with its boxes, a colour for each class, the most certain in front; the truth as thin white lines."""
     found = sorted(prediction, key=lambda one: one["score"])
     return draw_boxes(
         image,
         [list(one["box"].values()) for one in found],
         [f"{one['label']} {one['score']:.2f}" for one in found],
-        [class_colour(one["label"]) for one in found],
+        [class_colour(one["label"], names=labels.names) for one in found],
         truth=truth,
+        note="" if truth is None else "white: truth",
+        tile=tile,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import colorsys
 import math
+import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +18,12 @@ TILE = 200
 SMALLEST = 640
 # So many classes stand in a legend, the largest first.
 _LEGEND = 16
+# So wide at least is a legend, in pixels.
+_NARROWEST = 190
+# More hues than these look alike; the classes after them have another saturation and value.
+_HUES = 13
+_TONES = ((0.75, 0.95), (1.0, 0.55), (0.35, 1.0), (0.5, 0.7), (1.0, 0.3))
+_HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 class Segment(NamedTuple):
@@ -38,10 +46,7 @@ def captioned(image: Image.Image, lines: Sequence[str], colour: str) -> Image.Im
     tile.paste(small, ((TILE - small.width) // 2, (TILE - small.height) // 2))
     draw = ImageDraw.Draw(tile)
     for number, line in enumerate(lines):
-        line = " ".join(line.split())[:TILE]  # no letter is narrower than a pixel
-        while font.getlength(line) > TILE - 12:
-            line = line[:-2] + "…"
-        draw.text((6, TILE + 4 + 22 * number), line, fill=colour, font=font)
+        draw.text((6, TILE + 4 + 22 * number), _shortened(line, font, TILE - 12), fill=colour, font=font)
     return tile
 
 
@@ -52,20 +57,25 @@ def draw_boxes(
     colours: Sequence[str],
     *,
     truth: Sequence[Sequence[float]] | None = None,
+    note: str = "",
+    tile: int | None = None,
 ) -> Image.Image:
     """Draw boxes with their texts, of a size that can be read whatever the image's.
 
     Args:
-        image: enlarged to an edge of at least 640 pixels; never made smaller.
+        image: brought to the edge of a tile, else enlarged to an edge of at least 640 pixels and never made smaller.
         boxes: (n, 4), absolute xyxy in pixels of the image.
         texts: one per box.
         colours: one per box, as "#rrggbb".
         truth: boxes of the ground truth, drawn as thin white lines on black.
+        note: a line below the image.
+        tile: the edge of the picture in pixels, where it is one of many on a sheet.
     """
-    scale = max(1, math.ceil(SMALLEST / max(image.size)))
+    scale = tile / max(image.size) if tile else max(1, math.ceil(SMALLEST / max(image.size)))
     picture = image.convert("RGB")
-    if scale > 1:
-        picture = picture.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    if scale != 1:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     edge = max(picture.size)
     font = ImageFont.load_default(size=max(13, edge // 55))
     line = max(2, edge // 400)
@@ -94,20 +104,35 @@ def draw_boxes(
         placed.append((x, y, x + width, y + height))
         draw.rectangle(placed[-1], fill=colour)
         draw.text((x + 3, y + 1), text, fill="black" if _is_light(colour) else "white", font=font)
-    return picture
+    return _with_line(picture, note, below=True) if note else picture
 
 
-def draw_segments(image: Image.Image, answers: Sequence[Sequence[Segment]]) -> Image.Image:
+def draw_segments(
+    image: Image.Image,
+    answers: Sequence[Sequence[Segment]],
+    *,
+    titles: Sequence[str] = (),
+    tile: int | None = None,
+) -> Image.Image:
     """Lay translucent segments over an image, with a legend of their classes below it.
 
     Args:
-        image: enlarged to an edge of at least 640 pixels; never made smaller.
+        image: brought to the edge of a tile, else enlarged to an edge of at least 640 pixels and never made smaller.
         answers: the segments of one picture each, which stand beside one another; where segments overlap, the smaller
             one is in front.
+        titles: a line above each picture.
+        tile: the edge of the whole in pixels, where it is one of many on a sheet; titles and legends come on top.
     """
     scale = max(1, math.ceil(SMALLEST / max(image.size)))
-    pictures = [_with_legend(_overlaid(image.convert("RGB"), segments, scale), segments) for segments in answers]
     gap = 8
+    pictures = [_overlaid(image.convert("RGB"), segments, scale) for segments in answers]
+    if tile:
+        for picture in pictures:
+            picture.thumbnail(((tile - gap * (len(answers) - 1)) // len(answers), tile))
+    # Texts last, since they do not shrink with the image.
+    pictures = [_with_legend(picture, segments) for picture, segments in zip(pictures, answers, strict=True)]
+    if titles:
+        pictures = [_with_line(picture, title) for picture, title in zip(pictures, titles, strict=True)]
     sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, max(p.height for p in pictures)), "white")
     left = 0
     for picture in pictures:
@@ -116,18 +141,24 @@ def draw_segments(image: Image.Image, answers: Sequence[Sequence[Segment]]) -> I
     return sheet
 
 
-def class_colour(label: str, number: int = 0) -> str:
-    """A colour that follows from the name alone, so that a class has it in every picture.
+def class_colour(label: str, number: int = 0, names: Sequence[str] = ()) -> str:
+    """The colour of a class, the same in every picture of a run; a class named "#rrggbb" has that colour.
 
     Args:
         label: the name.
         number: of a segment among those of its class, which get shades of the colour.
+        names: all classes, which are told apart by their place; one that is not among them has a colour by its name.
     """
-    # What lies beyond this many letters is too large a number for a colour.
-    hue = sum(ord(letter) * 31**place for place, letter in enumerate(label[:100])) * 0.618034 % 1
-    hue = (hue + 0.08 * (number * 0.618034 % 1)) % 1 if number else hue
-    value = 0.95 - 0.45 * (number * 0.381966 % 1)
-    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, 0.75, value))
+    if _HEX.fullmatch(label):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(part / 255 for part in ImageColor.getrgb(label)))
+    else:
+        place = names.index(label) if label in names else zlib.crc32(label.encode("utf-8", "surrogatepass"))
+        # The golden ratio leaves the largest gaps between hues, of however many classes.
+        hue = (0.6 + place * 0.618034) % 1
+        saturation, value = _TONES[place // _HUES % len(_TONES)]
+    hue = (hue + 0.03 * (number * 0.618034 % 1)) % 1
+    value *= 1 - 0.47 * (number * 0.381966 % 1)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
 def _overlaid(image: Image.Image, segments: Sequence[Segment], scale: int) -> Image.Image:
@@ -159,16 +190,18 @@ def _with_legend(picture: Image.Image, segments: Sequence[Segment]) -> Image.Ima
     size = max(13, max(picture.size) // 55)
     font = ImageFont.load_default(size=size)
     line = sum(font.getmetrics()) + 6
+    widest = max(picture.width, _NARROWEST)
     placed, x, y = [], 0, 0
     for label in [*labels, *([""] if len(areas) > _LEGEND else [])]:
-        text = " ".join(label.split())[:40] if label else f"and {len(areas) - _LEGEND} more"
-        text = f"{text} x{counts[label]}" if counts[label] > 1 else text
+        count = f" x{counts[label]}" if counts[label] > 1 else ""
+        room = widest - line - font.getlength(count)
+        text = _shortened(label[:40], font, room) + count if label else f"and {len(areas) - _LEGEND} more"
         width = line + font.getlength(text) + 12
-        if x and x + width > picture.width:
+        if x and x + width > widest:
             x, y = 0, y + line
         placed.append((x, y, text, colours.get(label)))
         x += width
-    whole = Image.new("RGB", (picture.width, picture.height + (y + line + 4 if placed else 0)), "white")
+    whole = Image.new("RGB", (widest, picture.height + y + line + 4) if placed else picture.size, "white")
     whole.paste(picture, (0, 0))
     draw = ImageDraw.Draw(whole)
     for x, y, text, colour in placed:
@@ -179,7 +212,25 @@ def _with_legend(picture: Image.Image, segments: Sequence[Segment]) -> Image.Ima
     return whole
 
 
-def _corners(box: Sequence[float], scale: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _with_line(picture: Image.Image, text: str, *, below: bool = False) -> Image.Image:
+    """The picture with a line of text above or below it."""
+    font = ImageFont.load_default(size=max(15, max(picture.size) // 50))
+    height = sum(font.getmetrics()) + 6
+    whole = Image.new("RGB", (max(picture.width, math.ceil(font.getlength(text))), picture.height + height), "white")
+    whole.paste(picture, (0, 0 if below else height))
+    ImageDraw.Draw(whole).text((0, 3 + picture.height * below), text, fill="black", font=font)
+    return whole
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """One line of text that is no wider than that."""
+    text = " ".join(text.split())[: max(1, int(width))]  # no letter is narrower than a pixel
+    while len(text) > 1 and font.getlength(text) > width:
+        text = text[:-2] + "…"
+    return text
+
+
+def _corners(box: Sequence[float], scale: float, size: tuple[int, int]) -> tuple[float, float, float, float]:
     left, top, right, bottom = (edge * scale for edge in box)
     left, top = max(0, min(left, size[0] - 2)), max(0, min(top, size[1] - 2))
     return left, top, max(left, min(right, size[0] - 1)), max(top, min(bottom, size[1] - 1))
