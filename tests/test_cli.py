@@ -164,7 +164,8 @@ def test_what_was_held_out_of_train_is_what_is_scored(tiny, tmp_path):
     (data / "only").rmdir()
     file, run = tmp_path / "recipe.yaml", tmp_path / "run"
     assert cv_hf("init", data, "--out", file, "--model", tiny("vit")).code == 0
-    answer = cv_hf("train", file, "train.max_steps=2", "train.seed=3", "--run-dir", run, "data.max_samples=20")
+    said = ["data.max_samples=20", "data.labels=[red, green, blue]"]
+    answer = cv_hf("train", file, "train.max_steps=2", "train.seed=3", "--run-dir", run, *said)
     assert answer.code == 0, answer.err
     scored = json.loads((run / "metrics.json").read_text())["validation"]
     for more in ((), ("--split", "validation"), ("data.splits={validation: 0.15}",)):

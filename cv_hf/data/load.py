@@ -371,7 +371,8 @@ def _of_run(
     data: DataConfig, task: Task, labels: LabelMap, role: str, echo: Callable[[str], None], run: TrainedOn
 ) -> tuple[datasets.Dataset, Findings]:
     """What the model's run held out of its train split."""
-    same = data.model_copy(update={"splits": run.data.splits, "max_samples": run.data.max_samples})
+    said = {name: getattr(data, name) for name in data.model_fields_set - {"splits", "max_samples"}}
+    same = run.data.model_copy(update=said)
     splits = load_splits(same, task, run.seed, echo)
     if run.samples is None:
         echo("data: the run has no checkpoint left, which would tell whether the data is as it was in training")
