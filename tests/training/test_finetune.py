@@ -194,7 +194,7 @@ def test_a_processor_without_a_pixel_map_runs_whole(recipe):
         ({"eval": {"metric": "acuracy"}}, "Did you mean 'accuracy'"),
         ({"train": {"early_stopping": 2, "eval_strategy": "no"}}, "early_stopping needs evaluations"),
         ({"train": {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 2, "save_strategy": "steps"}}, "train:"),
-        ({"train": {"optim": "no-such-optimizer"}}, "train:"),
+        ({"train": {"optim": "no-such-optimizer"}}, "train.optim: there is no"),
         ({"train": {"bf16": True, "fp16": True}}, "train:"),
         ({"train": {"ema": 0.99, "fsdp": "full_shard"}}, "train.ema"),
         ({"train": {"gradient_accumulation_steps": 0}}, "should be at least 1"),
