@@ -199,23 +199,22 @@ def _case(point: Point, folder: Path) -> Case:
 def _point(point: Point, folder: Path) -> dict[str, float]:
     quiet()
     case = _case(point, folder)
-    # As in the first epoch of a run, and ever after where images are too many to be kept in memory.
-    more = {"dataloader_num_workers": point.workers, "cache_images": False}
-    trainer = case.trainer(folder / "run", max_steps=10**6, **more)
+    # As in the first epoch of a run.
+    trainer = case.trainer(folder / "run", max_steps=10**6, dataloader_num_workers=point.workers, cache_images=False)
     watch = _Until()
     trainer.add_callback(watch)
     before = psutil.Process().memory_info().rss
     trainer.train()
     peak = peak_memory() + watch.workers
     # What the optimizer remembers is of the model, not of its images.
-    added = peak - before - trainer.optimizer_size()
+    more = peak - before - trainer.optimizer_size()
     steps = [end - begin for begin, end in pairwise(watch.ends)]
     # Workers read ahead, so that no single step tells what they take.
     taken = statistics.mean(steps) if point.workers else statistics.median(steps)
     return {
         "milliseconds": 1000 * taken / point.batch_size,
         "core": 1000 * sum(gather_object([watch.cores])) / len(steps) / point.batch_size,
-        "megabytes": sum(gather_object([added])) / 1e6 / point.batch_size,
+        "megabytes": sum(gather_object([more])) / 1e6 / point.batch_size,
         "peak": sum(gather_object([peak])) / 1e6,
         "objects": _objects(case.data),
     }

@@ -47,6 +47,7 @@ from cv_hf.training import (
     gathered,
     image_cache,
     learnt,
+    local_processes,
     megabytes,
     memory_error,
     newest_checkpoint,
@@ -183,7 +184,7 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
     """Turn Ctrl-C, and the want of disk or memory, into errors with the command that goes on from what was saved."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = local_processes()
     command = f"cv-hf train {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
     command += f" --nproc {processes}" if processes > 1 else ""
     try:

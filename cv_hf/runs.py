@@ -62,9 +62,8 @@ def run_lengths(counts: str | bytes) -> np.ndarray:
     Raises:
         ValueError: the text is no such thing.
     """
-    letters = (
-        np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
-    )
+    counts = counts.encode("ascii") if isinstance(counts, str) else counts
+    letters = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     last = (letters & 32) == 0
     if not len(letters) or letters.min() < 0 or letters.max() > 63 or not last[-1]:
         raise ValueError("no compressed counts")

@@ -252,9 +252,9 @@ def _jpeg_pixels(opened: PIL.Image.Image) -> np.ndarray | None:
         )
     except cv2.error:
         return None
-    return (
-        pixels if pixels is None or _IN_COLOUR != cv2.IMREAD_COLOR else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
-    )
+    if pixels is None or _IN_COLOUR != cv2.IMREAD_COLOR:
+        return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
 
 
 def in_memory(source: str | bytes) -> str | io.BytesIO:

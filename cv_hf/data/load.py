@@ -113,10 +113,7 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
             continue
         labelled[role] = _without_unlabelled(encoded, missing, findings, data.on_bad_sample)
     splits = _held_out(labelled, parts, task, seed, echo)
-    if data.max_samples is not None:
-        for role, split in splits.items():
-            if len(split) > data.max_samples:
-                splits[role] = split.select(subset(task.strata(split), data.max_samples, seed))
+    splits = {role: _at_most(split, task, data, seed) for role, split in splits.items()}
     splits = {role: check_images(split, findings, data.on_bad_sample) for role, split in splits.items()}
     for role, split in splits.items():
         _refuse_empty(split, role, data, findings)
@@ -179,9 +176,7 @@ def load_split(
     else:
         raise DataError(f"{data.id}: no sample of {split or ', '.join(names)} has a label.")
     encoded = _without_unlabelled(encoded, missing, findings, data.on_bad_sample)
-    if data.max_samples is not None and len(encoded) > data.max_samples:
-        encoded = encoded.select(subset(task.strata(encoded), data.max_samples, seed=0))
-    encoded = check_images(encoded, findings, data.on_bad_sample)
+    encoded = check_images(_at_most(encoded, task, data, seed=0), findings, data.on_bad_sample)
     _refuse_empty(encoded, name, data, findings)
     if form:
         echo(f"data: {form}")
@@ -198,6 +193,13 @@ def load_split(
     if len(findings):
         echo(findings.summary())
     return encoded, findings
+
+
+def _at_most(split: datasets.Dataset, task: Task, data: DataConfig, seed: int) -> datasets.Dataset:
+    """No more samples of an encoded split than `max_samples`."""
+    if data.max_samples is None or len(split) <= data.max_samples:
+        return split
+    return split.select(subset(task.strata(split), data.max_samples, seed))
 
 
 def _apart(known: LabelMap, data: LabelMap) -> Iterator[str]:
@@ -381,9 +383,7 @@ def _of_run(
             f"{data.id}: the data is not what it was in training, so what was held out of train cannot be told.\n"
             "Score the model on data of its own, or name a split with --split."
         )
-    found = getattr(splits, role)
-    if data.max_samples is not None and len(found) > data.max_samples:
-        found = found.select(subset(task.strata(found), data.max_samples, seed=0))
+    found = _at_most(getattr(splits, role), task, data, seed=0)
     echo(f"data: scored is {role}: {len(found)}, as the run held it out of train")
     return found, splits.findings
 

@@ -28,7 +28,7 @@ from PIL import ExifTags
 from cv_hf.config import DataConfig
 from cv_hf.data import hub, panoptic
 from cv_hf.data import labels as label_maps
-from cv_hf.data.annotations import decode_mask, folders
+from cv_hf.data.annotations import SIDEWAYS, decode_mask, folders
 from cv_hf.data.columns import (
     IMAGE_NAMES,
     MASK_NAMES,
@@ -304,7 +304,7 @@ def _mismatch(found: tuple[int, ...], size: tuple[int, int], image: Mapping[str,
     if found != (size[1], size[0]):
         return reason
     with PIL.Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as opened:
-        turned = opened.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        turned = opened.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
     return f"{reason} once its EXIF orientation has turned it, which the mask was not" if turned else reason
 
 

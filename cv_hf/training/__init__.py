@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from cv_hf.training.arguments import choose_metric, data_seed, describe, resolve, training_arguments
+from cv_hf.training.arguments import (
+    choose_metric,
+    data_seed,
+    describe,
+    local_processes,
+    resolve,
+    training_arguments,
+)
 from cv_hf.training.cache import image_cache
 from cv_hf.training.checkpoints import (
     check_changes,
@@ -41,6 +48,7 @@ __all__ = [
     "gathered",
     "image_cache",
     "learnt",
+    "local_processes",
     "megabytes",
     "memory_error",
     "newest_checkpoint",

@@ -155,6 +155,11 @@ def precision(given: Mapping[str, Any], accelerated: bool) -> dict[str, bool]:
     return {}
 
 
+def local_processes() -> int:
+    """The processes of this run on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
 def describe(arguments: TrainingArguments) -> str:
     """One line: device, precision, workers, batch."""
     kind = "bfloat16 autocast" if arguments.bf16 else "float16 autocast" if arguments.fp16 else "float32"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cv_hf.training.arguments import local_processes
 from cv_hf.training.memory import memory_free
 
 if os.name == "posix":
@@ -27,10 +28,9 @@ _CLOSED, _DROPPED = -1, -2
 
 
 def image_cache(length: int) -> ImageCache | None:
-    """A cache of so many images for this process, one of `LOCAL_WORLD_SIZE` on this machine; None where there can be
-    none."""
+    """A cache of so many images for this process, one of those on this machine; None where there can be none."""
     try:
-        return ImageCache(length, 1 / max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
+        return ImageCache(length, 1 / local_processes())
     except OSError:
         return None
 

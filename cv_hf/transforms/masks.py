@@ -30,9 +30,9 @@ def pack(segmentations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> n
     layers = [np.zeros(size[0] * size[1], kind)]
     for number, segmentation in enumerate(segmentations, 1):
         lengths = run_lengths(segmentation["counts"])
-        lengths = lengths[: len(lengths) // 2 * 2]
-        inside = np.repeat(np.arange(1, len(lengths)) % 2 == 1, lengths[1:])
-        there = slice(lengths[0], lengths[0] + len(inside)) if len(lengths) else slice(0)
+        covered = lengths[1 : len(lengths) // 2 * 2]
+        inside = np.repeat(np.arange(len(covered)) % 2 == 0, covered)
+        there = slice(lengths[0], lengths[0] + len(inside))
         layer = next((layer for layer in layers if not (layer[there].astype(bool) & inside).any()), None)
         if layer is None:
             layer = np.zeros_like(layers[0])
