@@ -108,7 +108,7 @@ def _reading(trainer: Trainer, seconds: float) -> tuple[dict[str, float], list[d
     def decoded() -> int:
         for index in islice(rows, size):
             try:
-                decode_array(samples.dataset[index]["image"], reduction=samples.reduction)
+                decode_array(samples.dataset[index]["image"], reduction=samples.augment.reduction)
             except UnreadableImage:
                 continue
         return size

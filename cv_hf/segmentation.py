@@ -113,7 +113,9 @@ def train_sample(image: np.ndarray, row: Mapping[str, Any], augment: Any) -> dic
     """
     segments = row.get("segments")
     if "objects" in row:
-        numbered = pack(row["objects"]["segmentation"], image.shape[:2])
+        masks = row["objects"]["segmentation"]
+        # The image may have been read smaller.
+        numbered = pack(masks, tuple(masks[0]["size"]) if masks else image.shape[:2])
         segments = {name: row["objects"][name] for name in ("category", "iscrowd")}
     else:
         numbered = row["mask"]

@@ -34,8 +34,13 @@ from cv_hf.errors import DataError
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-# Older versions of OpenCV have blue first.
-_IN_COLOUR = getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
+# How OpenCV reads a JPEG, by how many times smaller. Blue comes first, but for newer versions' IMREAD_COLOR_RGB.
+_IN_COLOUR = {
+    1: getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR),
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 _HEADER_BYTES = 16
 _TAIL_BYTES = 64
 _BITS_PER_SAMPLE = 258
@@ -112,7 +117,7 @@ def decode_array(
         if reduction is not None and opened.format == "JPEG":
             times = min(reduction((height, width)), reduction((width, height)))
             opened.draft(None, (width // times, height // times))
-        pixels = _jpeg_pixels(opened) if times == 1 else None
+        pixels = _jpeg_pixels(opened, times)
         if pixels is not None:
             return pixels, (height, width), []
         opened.load()
@@ -238,21 +243,21 @@ def _orientation(opened: PIL.Image.Image) -> int | None:
     return opened.getexif().get(PIL.ExifTags.Base.Orientation)
 
 
-def _jpeg_pixels(opened: PIL.Image.Image) -> np.ndarray | None:
-    """The pixels of an upright JPEG in grey or colour, the same that Pillow makes of it but in one piece; else None.
+def _jpeg_pixels(opened: PIL.Image.Image, times: int) -> np.ndarray | None:
+    """The pixels of an upright JPEG in grey or colour, so many times smaller, the same that Pillow makes of it but in
+    one piece; else None.
 
     None also of a damaged one, on which Pillow has the last word.
     """
     plain = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L") and _orientation(opened) not in range(2, 9)
     if not plain or not isinstance(opened.fp, io.BytesIO):
         return None
+    how = _IN_COLOUR[times]
     try:
-        pixels = cv2.imdecode(
-            np.frombuffer(opened.fp.getbuffer(), np.uint8), _IN_COLOUR | cv2.IMREAD_IGNORE_ORIENTATION
-        )
+        pixels = cv2.imdecode(np.frombuffer(opened.fp.getbuffer(), np.uint8), how | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    if pixels is None or _IN_COLOUR != cv2.IMREAD_COLOR:
+    if pixels is None or (times == 1 and how != cv2.IMREAD_COLOR):
         return pixels
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
 

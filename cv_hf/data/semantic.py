@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import cv2
 import datasets
 import numpy as np
 import PIL.Image
@@ -236,6 +237,9 @@ class _Lookup:
     unknown: int
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
+        if self.table is not None and values.dtype == np.uint8:
+            # Several times as fast as NumPy.
+            return cv2.LUT(values, self.table[:256])
         if self.table is not None and (values.dtype.kind == "u" or values.min() >= 0):
             return np.take(self.table, values, mode="clip")
         places = np.searchsorted(self.keys, values).clip(max=len(self.keys) - 1)

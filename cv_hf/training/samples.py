@@ -101,8 +101,6 @@ class TrainSamples(Dataset):
         if cache is not None and len(cache) != len(dataset):
             raise ValueError(f"a cache of {len(cache)} images for {len(dataset)} samples")
         self.cache = cache
-        # Boxes and masks refer to the pixels of the whole image.
-        self.reduction = augment.reduction if fit is None and augment.moved is None else None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -141,7 +139,7 @@ class TrainSamples(Dataset):
         kept = None if self.cache is None else self.cache.get(index)
         if kept is not None:
             return *kept, []
-        pixels, size, codes = decode_array(image, reduction=self.reduction)
+        pixels, size, codes = decode_array(image, reduction=self.augment.reduction)
         # What had to be repaired is few, and said again each time.
         if self.cache is not None and not codes:
             self.cache.put(index, pixels, size)
@@ -275,7 +273,10 @@ def collate_eval(items: Sequence[Mapping[str, Any]]) -> tuple[list[EvalGroup], l
 
 
 class _Keyed:
-    """An Augment bound to one sample's key and whole size, so that tasks cannot forget them."""
+    """An Augment bound to one sample's key and whole size, so that tasks cannot forget them.
+
+    Targets are given as they are in the whole image, of which the pixels may be a smaller copy.
+    """
 
     def __init__(self, augment: Augment, key: tuple[int, int], whole: tuple[int, int]):
         self.augment = augment
@@ -283,6 +284,13 @@ class _Keyed:
         self.whole = whole
 
     def __call__(self, image: np.ndarray, **targets: Any) -> dict[str, Any]:
+        read = image.shape[:2]
+        if read != self.whole:
+            if "bboxes" in targets:
+                y, x = np.divide(read, self.whole)
+                targets["bboxes"] = targets["bboxes"] * (x, y, x, y)
+            if "mask" in targets:
+                targets["mask"] = resize_map(targets["mask"], read)
         return self.augment(self.key, image, whole=self.whole, **targets)
 
 

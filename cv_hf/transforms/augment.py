@@ -33,6 +33,15 @@ cv2.setNumThreads(0)
 MIN_VISIBILITY = 0.1
 # Where the processor will resize anyhow, a crop keeps enough pixels for it to choose from.
 _BEFORE_PROCESSOR = (256, 256)
+# Operations that do the same to an image of half its edges: nothing of them is counted in pixels.
+_SCALE_FREE = frozenset({
+    "NoOp", "HorizontalFlip", "VerticalFlip", "Transpose", "D4", "RandomRotate90", "Rotate",
+    "Perspective", "BBoxSafeRandomCrop", "RandomCropFromBorders", "ColorJitter", "RandomBrightnessContrast",
+    "HueSaturationValue", "RGBShift", "RandomGamma", "RandomToneCurve", "PlanckianJitter", "AutoContrast", "Equalize",
+    "Posterize", "Solarize", "InvertImg", "ToGray", "ToSepia", "ChannelShuffle", "ChannelDropout",
+})  # fmt: skip
+# And then an image is read at least so many times as large as the model takes it, since crops enlarge what they leave.
+_SPARE = 2
 
 
 def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -99,14 +108,21 @@ class Augment:
 
     Attributes:
         size: (height, width) that every image ends at, or None when the list has no operation that sets a size.
+        taken: (height, width) of the model's input, None where it is not known.
         moved: the target that moves along, which each call is then given: "bboxes" (n, 4), absolute xyxy; or "mask"
             (H, W, layers), uint8 or uint16, in which 0 means nothing; None: only the image.
     """
 
     def __init__(
-        self, transforms: Sequence[A.BasicTransform], size: tuple[int, int] | None, seed: int, moved: str | None = None
+        self,
+        transforms: Sequence[A.BasicTransform],
+        size: tuple[int, int] | None,
+        seed: int,
+        moved: str | None = None,
+        taken: tuple[int, int] | None = None,
     ):
         self.size = size
+        self.taken = taken
         self.seed = seed
         # Rounding can put a box at the border outside by a millionth, at which albumentations fails.
         params = A.BboxParams(
@@ -162,20 +178,25 @@ class Augment:
         """How many times smaller an image of `size` (height, width) may be read, and still is shrunk, never enlarged.
 
         That is told of lists which begin with an operation that sets the size, so that nothing else sees the image
-        before: of the smallest part that it can cut out. 1, 2, 4 or 8.
+        before: of the smallest part that it can cut out. Of images with targets that move it is also told where no
+        operation sets the size or counts pixels: these stay twice as large as the model's input, as crops may enlarge
+        them. 1, 2, 4 or 8.
         """
         first = next(iter(self._compose.transforms), None)
-        if not isinstance(first, _RandomResizedCrop | _Resize) or first.p < 1:
+        if isinstance(first, _RandomResizedCrop | _Resize) and first.p == 1:
+            made = getattr(first, "size", None) or (first.height, first.width)
+            if isinstance(first, _RandomResizedCrop):
+                (height, width), (narrow, wide) = size, first.ratio
+                area = first.scale[0] * height * width
+                # The second and third: where no crop of such an area and shape fits into the image.
+                size = (
+                    min((area / wide) ** 0.5, height, width / narrow),
+                    min((area * narrow) ** 0.5, width, height * wide),
+                )
+        elif self.moved and self.taken and all(type(one).__name__ in _SCALE_FREE for one in self._compose.transforms):
+            made = tuple(_SPARE * edge for edge in self.taken)
+        else:
             return 1
-        height, width = size
-        if isinstance(first, _RandomResizedCrop):
-            area, (narrow, wide) = first.scale[0] * height * width, first.ratio
-            # The second and third: where no crop of such an area and shape fits into the image.
-            size = (
-                min((area / wide) ** 0.5, height, width / narrow),
-                min((area * narrow) ** 0.5, width, height * wide),
-            )
-        made = getattr(first, "size", None) or (first.height, first.width)
         times = min(there / wanted for there, wanted in zip(size, made, strict=True))
         return max(factor for factor in (1, 2, 4, 8) if factor == 1 or factor <= times)
 
@@ -223,7 +244,7 @@ def build_augment(
             transforms.append(_ANTIALIASED.get(kind, kind)(**arguments))
         except (TypeError, ValueError) as error:
             raise RecipeError(f"augment: {name}: {_reason(error)}") from None
-    augment = Augment(transforms, size if ends_at_size else None, seed, moved)
+    augment = Augment(transforms, size if ends_at_size else None, seed, moved, size)
     # What cannot work is said now, not by a loader worker in the middle of training.
     height, width = size or _BEFORE_PROCESSOR
     for trial, shape in enumerate([(height + 9, 2 * width), (2 * height, width + 9)] * 6):

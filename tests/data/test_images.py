@@ -374,6 +374,18 @@ def test_a_jpeg_may_be_read_smaller(mode, orientation, tmp_path):
     assert np.abs(smaller.astype(int) - expected).mean() < 4
 
 
+@pytest.mark.parametrize("times", [2, 4, 8])
+@pytest.mark.parametrize(("mode", "subsampling"), [("L", 0), ("RGB", 0), ("RGB", 1), ("RGB", 2)])
+def test_a_jpeg_that_is_read_smaller_has_the_pixels_of_pillows_draft(mode, subsampling, times, tmp_path):
+    picture = PIL.Image.effect_mandelbrot((243, 161), (-2, -1.5, 1, 1.5), 100).convert(mode)
+    picture.save(tmp_path / "a.jpg", quality=80, subsampling=subsampling)
+    with PIL.Image.open(tmp_path / "a.jpg") as opened:
+        opened.draft(None, (243 // times, 161 // times))
+        expected = np.asarray(opened.convert("RGB"))
+    assert expected.shape == (-(-161 // times), -(-243 // times), 3)
+    np.testing.assert_array_equal(decode_array(tmp_path / "a.jpg", reduction=lambda size: times)[0], expected)
+
+
 def test_other_formats_are_read_as_large_as_they_are(tmp_path):
     PIL.Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     assert decode_array(tmp_path / "a.png", reduction=lambda size: 4)[0].shape == (48, 64, 3)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+from collections import Counter
 
 import numpy as np
 import PIL.Image
 import pytest
+from faster_coco_eval.core import mask as coco_mask
 from torch.utils.data import DataLoader
 
 from cv_hf.config import DataConfig
@@ -16,9 +19,10 @@ from cv_hf.errors import RecipeError
 from cv_hf.tasks import get_task
 from cv_hf.training.samples import EpochSampler, TrainSamples
 from cv_hf.transforms import build_augment
-from cv_hf.transforms.augment import shrink
+from cv_hf.transforms.augment import _SCALE_FREE, shrink
 
 TASK = get_task("image-classification")
+SEMANTIC, INSTANCE, DETECTION = "semantic-segmentation", "instance-segmentation", "object-detection"
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 
 
@@ -170,6 +174,48 @@ def test_how_small_an_image_may_be_read(names, size, times):
         assert least >= 48 * times - 1
 
 
+@pytest.mark.parametrize(
+    ("names", "moved", "size", "times"),
+    [
+        (get_task(DETECTION).augment, "bboxes", (3000, 4000), 2),  # 1500 x 2000, for an input of 640 x 640
+        (get_task(DETECTION).augment, "bboxes", (2600, 2500), 1),  # its half would be less than twice the input
+        (get_task(DETECTION).augment, "bboxes", (6000, 8000), 4),
+        (["HorizontalFlip"], "mask", (3000, 4000), 2),
+        (["HorizontalFlip"], None, (3000, 4000), 1),  # the processor has the whole image
+        (["HorizontalFlip", "Blur"], "bboxes", (3000, 4000), 1),
+        ([{"RandomSizedBBoxSafeCrop": {}}], "bboxes", (3000, 4000), 1),
+    ],
+)
+def test_how_small_an_image_whose_size_nothing_sets_may_be_read(names, moved, size, times):
+    assert build_augment(names, (640, 640), seed=0, moved=moved).reduction(size) == times
+
+
+def _of_half_its_edges(name: str) -> float:
+    """How far what an operation makes of an image is from what it makes of that image's half."""
+    coarse = np.random.default_rng(0).integers(40, 216, (25, 30, 3), dtype=np.uint8)
+    pixels = np.asarray(PIL.Image.fromarray(coarse).resize((480, 400), PIL.Image.Resampling.BICUBIC))
+    augment = build_augment([{name: {"p": 1.0}}], (32, 32), seed=0, moved="bboxes")
+    box, half = np.array([[120.0, 80, 300, 260]]), np.asarray(PIL.Image.fromarray(pixels).reduce(2))
+    worst = 0.0
+    for number in range(4):
+        one, other = augment((0, number), pixels, bboxes=box), augment((0, number), half, bboxes=box / 2)
+        shrunk = np.asarray(PIL.Image.fromarray(one["image"]).reduce(2)).astype(int)
+        worst = max(worst, np.abs(shrunk - other["image"]).mean())
+        np.testing.assert_allclose(one["bboxes"], 2 * np.asarray(other["bboxes"]), atol=2)
+    return worst
+
+
+# Crops of a drawn share are cut at whole pixels.
+@pytest.mark.parametrize("name", sorted(_SCALE_FREE - {"BBoxSafeRandomCrop", "RandomCropFromBorders"}))
+def test_what_is_said_to_count_no_pixels_does_the_same_to_an_image_of_half_its_edges(name):
+    assert _of_half_its_edges(name) < 3
+
+
+@pytest.mark.parametrize("name", ["Blur", "Sharpen", "GaussNoise"])
+def test_what_counts_pixels_does_not(name):
+    assert _of_half_its_edges(name) > 3
+
+
 @pytest.mark.parametrize("size", [96, 48])
 def test_an_image_that_is_read_smaller_looks_the_same(tmp_path, size):
     smooth = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -185,3 +231,50 @@ def test_an_image_that_is_read_smaller_looks_the_same(tmp_path, size):
         another = augment((1, number), whole)["image"].astype(int)
         # Cut at the nearest of the larger pixels, half a pixel of the result away at most; not somewhere else.
         assert np.abs(one - other).mean() < 0.1 * np.abs(one - another).mean()
+
+
+@pytest.mark.parametrize(("task", "orientation"), [(SEMANTIC, 1), (SEMANTIC, 6), (INSTANCE, 1), (DETECTION, 1)])
+def test_targets_stay_on_what_they_name_in_an_image_that_is_read_smaller(task, orientation):
+    """A red and a blue rectangle on green: the truth is in the pixels themselves."""
+    red, blue = np.zeros((2, 600, 800), bool)
+    red[90:350, 110:420], blue[400:560, 500:790] = True, True
+    pixels = np.stack([red, ~red & ~blue, blue], axis=-1).astype(np.uint8) * 255
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = orientation
+    content = io.BytesIO()
+    stored = PIL.Image.fromarray(pixels if orientation == 1 else np.rot90(pixels))
+    stored.save(content, "JPEG", quality=95, exif=exif)
+    masks = [red, blue]
+    rles = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+    objects = {
+        "segmentation": [{**rle, "counts": rle["counts"].decode()} for rle in rles],
+        "bbox": np.array([[110.0, 90, 310, 260], [500, 400, 290, 160]]),
+        "area": [310.0 * 260, 290.0 * 160],
+        "category": np.array([0, 1]),
+        "iscrowd": [False, False],
+    }
+    mask = {"mask": (red + 2 * blue).astype(np.uint8)} if task == SEMANTIC else {"objects": objects}
+    rows = [{"image": {"path": None, "bytes": content.getvalue()}, "file": "a", **mask}]
+    names = [{"RandomResizedCrop": {"scale": [0.5, 1.0]}}, "HorizontalFlip"]
+    augment = build_augment(names, (96, 96), seed=0, moved=get_task(task).moved)
+    samples = TrainSamples(rows, get_task(task).train_sample, augment)
+    assert samples.decoded(0, rows[0]["image"])[0].shape == (150, 200, 3)
+    seen = Counter()
+    for epoch in range(20):
+        sample = samples[epoch, 0]
+        for place, channel in enumerate((0, 2)):
+            there = sample["image"][..., channel] > 127
+            if task == DETECTION:
+                boxes = sample["boxes"][sample["classes"] == place]
+                # Of a box of which hardly anything is left nothing is said.
+                if len(boxes):
+                    (x, y, width, height), (ys, xs) = boxes[0] * 96, np.nonzero(there)
+                    edges = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+                    wanted = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+                    assert np.abs(edges - wanted).max() < 1.5
+                    seen[place] += 1
+            else:
+                named = sample["mask"].reshape(96, 96) == place + 1
+                assert (named != there).mean() < 0.02
+                seen[place] += int(there.any())
+    assert min(seen[0], seen[1]) > 8
