@@ -24,6 +24,7 @@ def photos(
     size: tuple[int, int] = (375, 500),
     objects: int = 8,
     classes: int = 4,
+    grain: float = 0.0,
 ) -> Path:
     """Write the pictures, unless they are there; return the folder.
 
@@ -41,6 +42,7 @@ def photos(
         size: (height, width).
         objects: per picture, on average; from half to one and a half times as many.
         classes: number of categories.
+        grain: standard deviation of a sensor's noise, of 255; without any, enlarged photographs compress too well.
     """
     if (folder / "annotations").is_dir():
         return folder
@@ -57,6 +59,9 @@ def photos(
         for number in range(count):
             rng = np.random.default_rng([part, number])
             pixels, numbered, kinds = _picture(rng, sources, size, objects, classes)
+            if grain:
+                noise = rng.normal(0, grain, (*size, 1)).astype(np.int16)
+                pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
             file = f"{number:04d}.jpg"
             Image.fromarray(pixels).save(folder / "images" / split / file, quality=90)
             label = folder / "classes" / split / names[number % classes]
