@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ _IN_COLOUR = {
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+# What turns an array upright, by the EXIF orientation that it has.
+_UPRIGHT = {
+    2: partial(cv2.flip, flipCode=1),
+    3: partial(cv2.rotate, rotateCode=cv2.ROTATE_180),
+    4: partial(cv2.flip, flipCode=0),
+    5: cv2.transpose,
+    6: partial(cv2.rotate, rotateCode=cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
+    8: partial(cv2.rotate, rotateCode=cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 _HEADER_BYTES = 16
 _TAIL_BYTES = 64
@@ -117,13 +127,13 @@ def decode_array(
         if reduction is not None and opened.format == "JPEG":
             times = min(reduction((height, width)), reduction((width, height)))
             opened.draft(None, (width // times, height // times))
-        pixels = _jpeg_pixels(opened, times)
-        if pixels is not None:
-            return pixels, (height, width), []
-        opened.load()
-        decoded, codes = _to_rgb(opened, name)
+        pixels, codes = _jpeg_pixels(opened, times), []
+        if pixels is None:
+            opened.load()
+            decoded, codes = _to_rgb(opened, name)
+            pixels = np.array(decoded)
         turned = _orientation(opened) in range(5, 9)
-        return np.array(decoded), (width, height) if turned else (height, width), codes
+        return pixels, (width, height) if turned else (height, width), codes
 
 
 def read_header(image: Mapping[str, Any] | str | os.PathLike, name: str | None = None) -> tuple[str, ...]:
@@ -244,12 +254,12 @@ def _orientation(opened: PIL.Image.Image) -> int | None:
 
 
 def _jpeg_pixels(opened: PIL.Image.Image, times: int) -> np.ndarray | None:
-    """The pixels of an upright JPEG in grey or colour, so many times smaller, the same that Pillow makes of it but in
-    one piece; else None.
+    """The pixels of a JPEG in grey or colour, upright and so many times smaller: the same that Pillow makes of it but
+    in one piece; else None.
 
     None also of a damaged one, on which Pillow has the last word.
     """
-    plain = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L") and _orientation(opened) not in range(2, 9)
+    plain = opened.format in ("JPEG", "MPO") and opened.mode in ("RGB", "L")
     if not plain or not isinstance(opened.fp, io.BytesIO):
         return None
     how = _IN_COLOUR[times]
@@ -257,9 +267,12 @@ def _jpeg_pixels(opened: PIL.Image.Image, times: int) -> np.ndarray | None:
         pixels = cv2.imdecode(np.frombuffer(opened.fp.getbuffer(), np.uint8), how | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    if pixels is None or (times == 1 and how != cv2.IMREAD_COLOR):
-        return pixels
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
+    if pixels is None:
+        return None
+    if times > 1 or how == cv2.IMREAD_COLOR:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
+    upright = _UPRIGHT.get(_orientation(opened))
+    return pixels if upright is None else upright(pixels)
 
 
 def in_memory(source: str | bytes) -> str | io.BytesIO:

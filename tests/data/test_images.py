@@ -16,6 +16,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from transformers.image_utils import load_image
@@ -391,6 +392,21 @@ def test_other_formats_are_read_as_large_as_they_are(tmp_path):
     assert decode_array(tmp_path / "a.png", reduction=lambda size: 4)[0].shape == (48, 64, 3)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_turned_jpeg_has_the_pixels_that_pillow_turns_upright(orientation, mode, times, tmp_path, monkeypatch):
+    picture = PIL.Image.effect_mandelbrot((242, 161), (-2, -1.5, 1, 1.5), 100).convert(mode)
+    picture.save(tmp_path / "a.jpg", exif=exif(orientation))
+    with PIL.Image.open(tmp_path / "a.jpg") as opened:
+        opened.draft(None, (242 // times, 161 // times))
+        expected = np.asarray(PIL.ImageOps.exif_transpose(opened).convert("RGB"))
+    monkeypatch.setattr(PIL.Image.Image, "load", None)
+    pixels, size, _ = decode_array(tmp_path / "a.jpg", reduction=lambda size: times)
+    np.testing.assert_array_equal(pixels, expected)
+    assert size == ((242, 161) if orientation in range(5, 9) else (161, 242))
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 30}])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -470,6 +486,7 @@ def test_large_images_and_damaged_metadata_do_not_print(tmp_path):
     path = saved(PIL.Image.fromarray(RGB), tmp_path / "large.png")
     code = f"""
 import PIL.Image
+import PIL.ImageOps
 from cv_hf.data.images import decode
 PIL.Image.MAX_IMAGE_PIXELS = 30
 decode({path!r})
