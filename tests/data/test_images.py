@@ -486,7 +486,6 @@ def test_large_images_and_damaged_metadata_do_not_print(tmp_path):
     path = saved(PIL.Image.fromarray(RGB), tmp_path / "large.png")
     code = f"""
 import PIL.Image
-import PIL.ImageOps
 from cv_hf.data.images import decode
 PIL.Image.MAX_IMAGE_PIXELS = 30
 decode({path!r})
