@@ -17,9 +17,8 @@ from PIL import ExifTags
 
 from cv_hf.data import rle
 from cv_hf.data.findings import Findings
-from cv_hf.data.imagefolder import is_hidden
 from cv_hf.data.images import UnreadableImage, image_formats, in_memory, read_header, relative_name
-from cv_hf.data.paths import Inside, check_name
+from cv_hf.data.paths import Inside, check_name, is_hidden
 from cv_hf.errors import DataError
 
 ANNOTATION_FOLDERS = ("annotations", "annots", "annotation", "annot")

@@ -20,8 +20,9 @@ import datasets
 import numpy as np
 
 from cv_hf.config import DataConfig
-from cv_hf.data import classification, hashes
+from cv_hf.data import box_rows, classification, hashes
 from cv_hf.data.box_format import AmbiguousBoxFormat
+from cv_hf.data.columns import find_image
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, decode, read_header
@@ -173,7 +174,7 @@ def task_shown(data: DataConfig, tasks: Sequence[Task]) -> Task | None:
     """The first of the tasks whose targets a dataset holds, by its format, else by its columns; None for none of them.
 
     Raises:
-        DataError: the dataset cannot be read.
+        DataError: the dataset cannot be read, or holds boxes, but it is not clear which columns they are.
         HubError: the Hub failed.
     """
     found = data.format or detect_format(data)
@@ -185,9 +186,13 @@ def task_shown(data: DataConfig, tasks: Sequence[Task]) -> Task | None:
     for task in tasks:
         try:
             task.canonical(first.select(range(min(1, len(first)))), data)
+        except box_rows.UnclearBoxes:
+            raise
         except DataError:
             continue
         return task
+    if found != "hub":  # whose images would all be downloaded and read for it
+        box_rows.refuse_unnamed(first, find_image(first.features, data.columns))
     return None
 
 
