@@ -92,6 +92,24 @@ def read(
     return Source(id, "coco", splits, root=root, labels=label_map(names, used))
 
 
+def count_masks(id: str) -> tuple[int, int]:
+    """How many annotations have a mask, and how many there are, of the training split, or the only one.
+
+    Rectangles alone are no masks: some programs write such a polygon for every box.
+
+    Raises:
+        DataError: as `read`, of the files.
+    """
+    path = Path(os.path.abspath(id))
+    files = {"train": path} if path.is_file() else annotation_files(path)
+    file = next((file for name, file in files.items() if role_of(name) == "train"), next(iter(files.values())))
+    with collector_off():
+        annotations = load(file, root_of_file(path) if path.is_file() else path)["annotations"]
+        masks = [each["segmentation"] for each in annotations if isinstance(each, dict) and each.get("segmentation")]
+        masks = [mask for mask in masks if mask != "[]" and not (isinstance(mask, dict) and not mask.get("counts"))]
+        return (0 if all(map(_is_rectangle, masks)) else len(masks)), len(annotations)
+
+
 def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
     """The COCO annotations in a folder: {split: JSON file}, those with a usual name or wanted, or the only one.
 
@@ -480,6 +498,15 @@ def _around(segmentation: Any) -> tuple[tuple[float, ...] | None, str]:
     x = [value for polygon in polygons for value in polygon[::2]]
     y = [value for polygon in polygons for value in polygon[1::2]]
     return (min(x), min(y), max(x) - min(x), max(y) - min(y)), ""
+
+
+def _is_rectangle(segmentation: Any) -> bool:
+    """Whether a mask is one polygon along the axes, whose corners have two x and two y."""
+    try:
+        (polygon,) = json.loads(segmentation) if isinstance(segmentation, str) else segmentation
+        return len(polygon) in (8, 10) and len({*polygon[::2]}) == len({*polygon[1::2]}) == 2
+    except (TypeError, ValueError):
+        return False
 
 
 def merge_categories(names: dict[int | str, str], content: Mapping[str, Any], file: str) -> None:
