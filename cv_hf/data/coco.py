@@ -300,11 +300,12 @@ def _read_split(
             findings.drop(code, place_of(name, annotation, position), reason, on_bad_sample)
         elif image_id in rows:
             if masks is not None:
-                sizes[rows[image_id]] = size = _known_size(sizes[rows[image_id]], paths[rows[image_id]])
-                if None in size:
-                    continue  # the image cannot be read, and its check will say so
                 # Taken out, so that its text goes as soon as the mask is there.
                 found_mask = annotation.pop("segmentation", None)
+                size = _known_size(sizes[rows[image_id]], paths[rows[image_id]], found_mask)
+                sizes[rows[image_id]] = size
+                if None in size:
+                    continue  # the image cannot be read, and its check will say so
                 mask = rle.read(found_mask, size, place_of(name, annotation, position), findings, on_bad_sample)
                 if mask is None:
                     continue
@@ -359,14 +360,19 @@ def place_of(name: str, annotation: Any, position: int) -> str:
     return f"{name}: annotation {short(number)}"
 
 
-def _known_size(stated: tuple[int | None, int | None], path: str) -> tuple[int | None, int | None]:
-    """(height, width) of an image as its annotations state it, else from its header; None where that is unreadable."""
+def _known_size(stated: tuple[int | None, int | None], path: str, mask: Any) -> tuple[int | None, int | None]:
+    """(height, width) of an image as its annotations state it, else from its header; None where that is unreadable.
+
+    RLE that has these two swapped is of the pixels as they are stored, and states that size.
+    """
     if None not in stated:
         return stated
     try:
-        return upright_size(path)
+        size = upright_size(path)
     except UnreadableImage:
         return None, None
+    own = mask.get("size") if isinstance(mask, dict) else None
+    return size[::-1] if own == [size[1], size[0]] else size
 
 
 def images_by_id(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:

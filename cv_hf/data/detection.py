@@ -22,17 +22,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cv_hf import runs
 from cv_hf.boxes import TO_XYWH, turned_xywh
 from cv_hf.config import DataConfig
 from cv_hf.data import box_rows, rle
 from cv_hf.data import labels as label_maps
-from cv_hf.data.annotations import SIDEWAYS, stored_size, upright_size
+from cv_hf.data.annotations import SIDEWAYS, orientation_of, upright_size
 from cv_hf.data.box_format import fitting, prove, uncertain
 from cv_hf.data.columns import check_given, find_image, keep_columns, listed
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
 from cv_hf.data.labels import LabelMap
 from cv_hf.errors import DataError, did_you_mean
+from cv_hf.task import Finding
 
 COLUMNS = ("image", "objects", "bbox", "category", "area", "iscrowd", "image_id", "width", "height")
 _USUAL = {
@@ -338,25 +340,24 @@ def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
 
 def fit(
     row: Mapping[str, Any], size: tuple[int, int], labels: LabelMap | None = None
-) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
+) -> tuple[Mapping[str, Any], list[Finding]]:
     """Make the objects of one encoded row fit its decoded image of (height, width), whatever the annotations say.
 
     Returns:
         the row, and findings as (code, name, reason).
     """
-    row, turned = _turned(row, size)
+    row, found = turned(row, size)
     objects = row["objects"]
     height, width = size[0] + _ROUNDING, size[1] + _ROUNDING
     if all(
         x >= -_ROUNDING and y >= -_ROUNDING and x + w <= width and y + h <= height for x, y, w, h in objects["bbox"]
     ):
-        return row, turned
+        return row, found
     boxes = np.array(objects["bbox"], np.float64)
     sizes = np.array([size] * len(boxes), np.float64)
     clipped, outside, cut = _clip(boxes, sizes)
     huge = _huge(boxes, sizes)
     areas = np.where(cut, np.minimum(objects["area"], clipped[:, 2] * clipped[:, 3]), objects["area"])
-    found = turned
     for code, places in (("box-huge", huge), ("box-outside", outside & ~huge), ("box-clipped", cut & ~huge)):
         for number in np.flatnonzero(places).tolist():
             found.append((code, f"{row['file']} box {number}", "xywh " + _shown(objects["bbox"][number], size)))
@@ -365,19 +366,29 @@ def fit(
     return {**row, "objects": {name: [value[place] for place in kept] for name, value in values.items()}}, found
 
 
-def _turned(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
-    """The row with boxes of the decoded image of (height, width), where they are of its pixels as stored; findings."""
-    stated, boxes = (row.get("height"), row.get("width")), row["objects"]["bbox"]
-    if stated == tuple(size) or stated != (size[1], size[0]) or not boxes:
+def turned(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping[str, Any], list[Finding]]:
+    """The row with the boxes and masks of the decoded image of (height, width), where they are of its pixels as stored:
+    the size that is stated is that before EXIF swaps the sides; and findings."""
+    stated, objects = (row.get("height"), row.get("width")), row["objects"]
+    if stated == tuple(size) or stated != (size[1], size[0]) or not objects["bbox"]:
         return row, []
-    orientation = _orientation(row["image"])
+    orientation = orientation_of(row["image"])
     if orientation not in SIDEWAYS:
         return row, []
-    boxes = turned_xywh(boxes, stated, orientation).tolist()
+    objects = {**objects, "bbox": turned_xywh(objects["bbox"], stated, orientation).tolist()}
+    code, what = "box-turned", "box"
+    if "segmentation" in objects:
+        code, what = "mask-turned", "object"
+        masks = objects["segmentation"]
+        objects["segmentation"] = [
+            runs.turned(mask, orientation) if tuple(mask["size"]) == stated else mask for mask in masks
+        ]
     found = [
-        ("box-turned", f"{row['file']} box {number}", "xywh " + _shown(box, size)) for number, box in enumerate(boxes)
+        (code, f"{row['file']} {what} {number}", "xywh " + _shown(box, size))
+        for number, box in enumerate(objects["bbox"])
     ]
-    return {**row, "objects": {**row["objects"], "bbox": boxes}}, found
+    # With no size that is stated, nobody turns them again.
+    return {**row, "height": None, "width": None, "objects": objects}, found
 
 
 def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
@@ -862,11 +873,11 @@ def _absolute(
     all boxes fit; otherwise, and for relative boxes, the image itself is asked. Where nothing is known (NaN), `fit`
     looks at the boxes when the image is decoded: to open all embedded images is to read the whole dataset.
 
-    Third, whether `fit` is to turn the boxes of images whose stated size is that before they were turned: unless a box
-    of the split shows that they are upright all the same, or there are masks, which are lost where they are not.
+    Third, whether `fit` is to turn the objects of images whose stated size is that before they were turned: unless a
+    box of the split shows that they are upright all the same.
     """
     annotated = annotated_sizes(dataset)
-    as_stored = "segmentation" not in dataset.features["objects"] and bool(np.isfinite(annotated).any())
+    as_stored = bool(np.isfinite(annotated).any())
     sizes = annotated.copy()
     relative = box_format.endswith("_norm")
     convert = TO_XYWH[box_format]
@@ -884,7 +895,7 @@ def _absolute(
         if as_stored:
             swapped = rows[wrong & (annotated[rows] == real[:, ::-1]).all(axis=1)].tolist()
             images = dataset.select_columns("image").select(swapped)["image"] if swapped else ()
-            stored = [row for row, image in zip(swapped, images, strict=True) if _orientation(image) in SIDEWAYS]
+            stored = [row for row, image in zip(swapped, images, strict=True) if orientation_of(image) in SIDEWAYS]
             places = kept & np.isin(objects.rows, stored)
             as_stored = not _only_upright(
                 convert(objects.boxes, annotated[objects.rows])[places], annotated[objects.rows][places]
@@ -904,13 +915,6 @@ def _only_upright(boxes: np.ndarray, stored: np.ndarray) -> bool:
     _, outside, cut = _clip(boxes, stored[:, ::-1])
     beyond = (boxes[:, :2] + boxes[:, 2:] / 2 > stored[:, ::-1]).any(axis=1)
     return bool((beyond & ~outside & ~cut).any())
-
-
-def _orientation(image: Mapping[str, Any]) -> int | None:
-    try:
-        return stored_size(image)[1]
-    except UnreadableImage:
-        return None
 
 
 def _box_format(

@@ -116,6 +116,12 @@ CODES: dict[str, Code] = {
         "a box of the pixels as stored, as the size in its annotations shows, turned upright with its image",
         _AS_READ,
     ),
+    "mask-turned": Code(
+        "warning",
+        "repaired",
+        "a mask of the pixels as stored, as its size shows, turned upright with its image",
+        _AS_READ,
+    ),
     "box-duplicate": Code("warning", "noted", "the same box of the same class stands twice in an image", _OBJECT_OUT),
     "mask-void": Code("warning", "noted", "no pixel of the mask has a class"),
     "sixteen-bit": Code(
