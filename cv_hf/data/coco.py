@@ -153,7 +153,7 @@ def files_by_split(own: Sequence[Path], root: Path, wanted: Sequence[str]) -> di
         known = ", ".join(relative_name(str(files[0]), root) for files in splits.values())
         raise DataError(
             f"{root}: no annotation file is named for a split: {known}.\n"
-            f"Name the splits in the recipe: data.splits: {{train: {next(iter(splits))}}}."
+            f"Name that to train on, and others likewise: data.splits.train={next(iter(splits))}."
         )
     return chosen
 

@@ -470,7 +470,8 @@ def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: s
         what = f"more than one column could hold the {things}" if found else f"no column of {things} was found"
         raise DataError(
             f"{what} among: {listed(features)}.\n"
-            f"Name it in the recipe: data.columns: {{objects: NAME}}; or {{{anchor}: NAME, category: NAME}} for lists."
+            f"Name it: data.columns.objects=NAME; or, where these are columns of their own, data.columns.{anchor}=NAME "
+            "data.columns.category=NAME."
         )
     container = found[0]
     members = members_of(features, container)
@@ -479,7 +480,7 @@ def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: s
         where = f"column {container!r}" if container else "the dataset"
         raise DataError(
             f"{where} has no list of {things} ({', '.join(_USUAL[anchor][:4])}) among: {listed(members)}.\n"
-            f"Name it in the recipe: data.columns: {{{anchor}: NAME}}."
+            f"Name it: data.columns.{anchor}=NAME."
         )
     keys = {anchor: key}
     others = {name: feature for name, feature in members.items() if name != key}

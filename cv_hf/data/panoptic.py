@@ -94,7 +94,7 @@ def clean(
         first = ", ".join(labels.names[:3])
         raise DataError(
             f"{data.id}: nothing says which classes are countable things and which are stuff.\n"
-            f"Name those that are stuff in the recipe: data.stuff: [...] (of {first}, ...), [] where all are things."
+            f"Name those that are stuff: data.stuff=[...] (of {first}, ...), [] where all are things."
         )
     cleaned = {role: _clean_split(split, labels, findings, data.on_bad_sample) for role, split in rows.items()}
     number = len(labels.things)

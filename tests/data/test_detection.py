@@ -251,7 +251,9 @@ def test_wrong_columns_are_refused(columns, match):
 
 
 def test_no_boxes_at_all():
-    with pytest.raises(DataError, match="no column of boxes was found among: label"):
+    with pytest.raises(
+        DataError, match=r"no column of boxes was found among: label.*\nName it: data.columns.objects=NAME"
+    ):
         prepared(dataset({"label": [0, 1, 0, 1]}, {"label": INT}))
 
 
