@@ -376,17 +376,17 @@ def turned(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping[str, 
     if orientation not in SIDEWAYS:
         return row, []
     objects = {**objects, "bbox": turned_xywh(objects["bbox"], stated, orientation).tolist()}
-    code, what = "box-turned", "box"
     if "segmentation" in objects:
-        code, what = "mask-turned", "object"
         masks = objects["segmentation"]
-        objects["segmentation"] = [
-            runs.turned(mask, orientation) if tuple(mask["size"]) == stated else mask for mask in masks
+        fitting = [runs.turned(mask, orientation) if tuple(mask["size"]) == stated else mask for mask in masks]
+        objects["segmentation"] = fitting
+        shown = f"{stated[1]}x{stated[0]}, as its image of {size[1]}x{size[0]} is stored"
+        found = [("mask-turned", f"{row['file']} object {number}", shown) for number in range(len(objects["bbox"]))]
+    else:
+        found = [
+            ("box-turned", f"{row['file']} box {number}", "xywh " + _shown(box, size))
+            for number, box in enumerate(objects["bbox"])
         ]
-    found = [
-        (code, f"{row['file']} {what} {number}", "xywh " + _shown(box, size))
-        for number, box in enumerate(objects["bbox"])
-    ]
     # With no size that is stated, nobody turns them again.
     return {**row, "height": None, "width": None, "objects": objects}, found
 

@@ -635,7 +635,7 @@ def test_evaluation_matches_classes_by_name(tmp_path):
     )
     assert [row["objects"]["category"] for row in rows] == [[1], [], [1], []]
     assert findings.count("box-unknown-label") == 2
-    with pytest.raises(DataError, match="'owl' is not in the label map"):
+    with pytest.raises(DataError, match="'owl' is not in the labels of the model"):
         load_split(DataConfig(id=str(tmp_path)), TASK, LabelMap(("bee",), (4,)), None, lines.append)
 
 
