@@ -152,9 +152,10 @@ def canonical(dataset: datasets.Dataset, data: DataConfig, masks: bool = False) 
     sources = {name: source for name, source in sources.items() if source is not None}
     columns = [*sources.values(), *([place.container] if place.container else place.keys.values())]
     columns = [name for name in dict.fromkeys(columns) if name != _JOINED]
-    table = dataset.select_columns(columns).with_format("arrow")[:]
-    if joined is not None:
-        table = pa.table({name: table[name] for name in columns} | {_JOINED: joined.objects})
+    if joined is None:
+        table = dataset.select_columns(columns).with_format("arrow")[:]
+    else:
+        table = pa.table(_columns(dataset, columns) | {_JOINED: joined.objects})
     counts, flat = flattened(table, place, anchor)
     lists = {anchor: as_lists(counts, flat)}
     if "bbox" in place.keys:
@@ -236,8 +237,8 @@ def _joined(
     order = np.argsort(images, kind="stable")
     order = order[~empty[order]]
     counts = np.bincount(images[order], minlength=len(firsts))
-    table = dataset.select_columns([*keys.values()]).with_format("arrow")[:]
-    members = {"bbox": values} | {name: table[key].combine_chunks() for name, key in keys.items()}
+    columns = _columns(dataset, keys.values())
+    members = {"bbox": values} | {name: columns[key].combine_chunks() for name, key in keys.items()}
     lists = [as_lists(counts, each.take(pa.array(order))) for each in members.values()]
     single = dataset.features[boxes.names[0]] if len(boxes.names) == 1 else None
     box = datasets.List(datasets.Value("float64")) if isinstance(single, (datasets.Value, type(None))) else single
@@ -246,6 +247,11 @@ def _joined(
     kept = kept if len(firsts) == len(dataset) else kept.select(firsts)
     taken = {"bbox": ", ".join(boxes.names), **keys}
     return kept, _Joined(pa.StructArray.from_arrays(lists, names=[*members]), feature, taken)
+
+
+def _columns(dataset: datasets.Dataset, names: Iterable[str]) -> dict[str, pa.ChunkedArray]:
+    """Some columns as Arrow; they may be none, of which datasets makes no table."""
+    return {name: dataset.select_columns(name).with_format("arrow")[:][name] for name in names}
 
 
 def label_map(
