@@ -372,7 +372,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
     if arguments.fix:
         repair.check_out(arguments.fix, data)
-    diagnosis = check(data, task_of(data, arguments.task), echo=echo)
+    diagnosis = check(data, task_of(data, arguments.task, echo), echo=echo)
     text = json.dumps(diagnosis.to_dict(), indent=2)
     if arguments.json == "-":
         print(text)

@@ -40,6 +40,14 @@ def from_mask(mask: np.ndarray) -> Rle:
     return _encoded([0, *lengths.tolist()] if inside[0] else lengths.tolist(), mask.shape)
 
 
+def turned(mask: Mapping[str, Any], orientation: int) -> Rle:
+    """A mask of an image as it is stored where it is once the EXIF orientation (1 to 8) has turned the image."""
+    across, down, swapped = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7), orientation >= 5
+    pixels = coco_mask.decode({"size": list(mask["size"]), "counts": mask["counts"].encode("ascii")})
+    pixels = pixels[:: -1 if down else 1, :: -1 if across else 1]
+    return from_mask(pixels.T if swapped else pixels)
+
+
 def boxes_and_areas(masks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """The absolute xywh boxes (n, 4) around masks, and their areas (n,), float64."""
     if not masks:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from cv_hf.config import DataConfig
-from cv_hf.data import load_splits, task_shown
+from cv_hf.data import detect_format, load_splits, task_shown
+from cv_hf.data.coco import count_masks
 from cv_hf.errors import RecipeError, printable
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
 
 # Told from data in this order: panoptic segments are masks too.
 _SHOWN = ("object-detection", "panoptic-segmentation", "semantic-segmentation")
+# Of annotations with masks: some tools leave a few objects without.
+_NEARLY_ALL = 0.98
 
 
 def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model: str | None = None) -> None:
@@ -52,12 +56,28 @@ def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model
     out.write_text(f"# cv-hf train {out}\n{text}", encoding="utf-8")
 
 
-def task_of(data: DataConfig, name: str | None = None) -> Task:
+def task_of(data: DataConfig, name: str | None = None, echo: Callable[[str], None] = print) -> Task:
     """The task of that name, else the one whose targets the data holds: boxes, segments, masks, else classes.
+
+    Boxes of COCO that (nearly) all have a mask are instances.
+
+    Args:
+        data: the data section.
+        name: of the task.
+        echo: called with a line where the data is for another task as well.
 
     Raises:
         DataError: the data is not there, or cannot be read.
     """
     if name is not None:
         return get_task(name)
-    return task_shown(data, [get_task(each) for each in _SHOWN]) or get_task("image-classification")
+    found = task_shown(data, [get_task(each) for each in _SHOWN], get_task("image-classification"), echo)
+    if found.name == "object-detection" and (data.format or detect_format(data)) == "coco":
+        masks, number = count_masks(data.id)
+        if masks and masks >= _NEARLY_ALL * number:
+            echo(
+                f"data: taken for instance-segmentation, as {masks} of {number} annotations have masks; for their "
+                "boxes alone: --task object-detection"
+            )
+            return get_task("instance-segmentation")
+    return found

@@ -438,7 +438,7 @@ def test_a_column_or_label_that_is_not_there(tmp_path, photos, starter, trained)
     other = tmp_path / "other"
     shutil.copytree(photos / "test" / "red", other / "purple")
     shutil.copytree(photos / "test" / "red", other / "yellow")
-    assert "is not in the label map" in refused(2, "eval", trained, "--data", other)
+    assert "is not in the labels of the model (blue, green, red)" in refused(2, "eval", trained, "--data", other)
 
 
 def test_an_unreadable_image_stops_where_it_must(tmp_path, photos, starter):

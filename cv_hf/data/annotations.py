@@ -17,15 +17,21 @@ from PIL import ExifTags
 
 from cv_hf.data import rle
 from cv_hf.data.findings import Findings
-from cv_hf.data.imagefolder import is_hidden
 from cv_hf.data.images import UnreadableImage, image_formats, in_memory, read_header, relative_name
-from cv_hf.data.paths import Inside, check_name
+from cv_hf.data.paths import Inside, check_name, is_hidden
 from cv_hf.errors import DataError
+from cv_hf.task import Finding
 
 ANNOTATION_FOLDERS = ("annotations", "annots", "annotation", "annot")
 _FEW_PIXELS = 1 << 22
 # EXIF orientations that swap width and height.
 SIDEWAYS = (5, 6, 7, 8)
+_TURNS = {
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 IMAGE_FOLDERS = ("images", "jpegimages", "imgs", "image", "img", "data", "photos", "pictures")
 
 
@@ -211,6 +217,42 @@ def decode_mask(mask: Mapping[str, Any] | None, name: str, size: tuple[int, int]
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise UnreadableImage(name, str(error).splitlines()[0][:200], "unreadable-mask") from None
+
+
+def upright_mask(
+    mask: Mapping[str, Any] | None, name: str, size: tuple[int, int], image: Mapping[str, Any] | None
+) -> tuple[PIL.Image.Image, list[Finding]]:
+    """As `decode_mask`, turned with its image where it is of the pixels as stored: its sides are those before EXIF
+    swaps them, and it has no orientation of its own.
+
+    Args:
+        mask: as `decode_mask` takes it.
+        name: what to call it.
+        size: (height, width) of its image, upright.
+        image: `{"path": ..., "bytes": ...}`; None: not known, and nothing is turned.
+
+    Returns:
+        the mask, and a finding where it was turned.
+
+    Raises:
+        UnreadableImage: see `decode_mask`.
+    """
+    decoded = decode_mask(mask, name, size)
+    if decoded.size == (size[1], size[0]) or decoded.size != tuple(size):
+        return decoded, []
+    orientation = orientation_of(image)
+    if orientation not in SIDEWAYS or orientation_of(mask) not in (None, 1):
+        return decoded, []
+    shown = f"{decoded.width}x{decoded.height}, as its image of {size[1]}x{size[0]} is stored"
+    return decoded.transpose(_TURNS[orientation]), [("mask-turned", name, shown)]
+
+
+def orientation_of(image: Mapping[str, Any] | None) -> int | None:
+    """The EXIF orientation of an image; None where it has none, or cannot be read."""
+    try:
+        return None if image is None else stored_size(image)[1]
+    except UnreadableImage:
+        return None
 
 
 def upright_size(image: Mapping[str, Any] | str, name: str | None = None) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,28 @@ class Proof:
         return f"proved: only {self.format} keeps {amount} boxes inside their images"
 
 
-def prove(boxes: np.ndarray, sizes: np.ndarray) -> Proof:
+def fitting(formats: Sequence[str], boxes: np.ndarray) -> tuple[str, ...]:
+    """Of some formats those that boxes (n, 4) can have: relative ones or pixels, all of them where that is not clear.
+
+    Raises:
+        DataError: boxes in pixels, where the formats are of relative ones alone.
+    """
+    boxes = boxes[np.isfinite(boxes).all(axis=1)]
+    if not len(boxes):
+        return tuple(formats[:1])
+    relative = (np.abs(boxes) <= 1 + _CLEARLY).all(axis=1).mean()
+    if _MANY < relative < 1 - _MANY:
+        return tuple(formats)
+    kept = tuple(name for name in formats if name.endswith("_norm") == (relative > _MANY))
+    if not kept:
+        raise DataError(
+            "the names of their numbers say that boxes are given by their centre, which is read relative to the image\n"
+            "(0 to 1), but they are pixels. Write them as x, y, width, height, from the left and top of the box."
+        )
+    return kept
+
+
+def prove(boxes: np.ndarray, sizes: np.ndarray, formats: Collection[str] = TO_XYWH) -> Proof:
     """Find the format that boxes have.
 
     It is the only one that keeps all of them inside their images, if each other format fails clearly (a box inverted,
@@ -51,13 +72,15 @@ def prove(boxes: np.ndarray, sizes: np.ndarray) -> Proof:
     Args:
         boxes: (n, 4) as they stand in the data.
         sizes: (n, 2) the (height, width) of each one's image.
+        formats: those that come into question.
     """
     usable = np.isfinite(boxes).all(axis=1) & (sizes > 0).all(axis=1)
     boxes, sizes = boxes[usable], sizes[usable]
     edges = sizes[:, ::-1]
     relative = (np.abs(boxes) <= 1).all(axis=1)
     inside, fails, clearly = {}, {}, {}
-    for name, convert in TO_XYWH.items():
+    for name in formats:
+        convert = TO_XYWH[name]
         corners = xywh_to_xyxy(convert(boxes, sizes))
         extent = corners[:, 2:] - corners[:, :2]
         overhang = np.maximum(-corners[:, :2], corners[:, 2:] - edges)
@@ -70,9 +93,9 @@ def prove(boxes: np.ndarray, sizes: np.ndarray) -> Proof:
     kept = {name: int(places.sum()) for name, places in inside.items()}
     failures = {name: int((places & telling).sum()) for name, places in fails.items()}
     clear = {name: int((places & telling).sum()) for name, places in clearly.items()}
-    best = min(TO_XYWH, key=lambda name: (failures[name], clear[name]))
-    others = [name for name in TO_XYWH if name != best]
-    least = min(failures[name] for name in others)
+    best = min(formats, key=lambda name: (failures[name], clear[name]))
+    others = [name for name in formats if name != best]
+    least = min((failures[name] for name in others), default=number)
     proved = number > 0 and (
         (failures[best] == 0 and all(clear[name] or failures[name] >= 3 for name in others))
         or (failures[best] <= _DAMAGED * number and least >= max(3, 10 * failures[best]))
@@ -98,7 +121,7 @@ def uncertain(proof: Proof, names: Sequence[str], boxes: np.ndarray, sizes: np.n
         sizes: as `prove` takes them.
     """
     likely = sorted((name for name in proof.kept if proof.kept[name]), key=lambda name: -proof.kept[name])
-    shown = [name for name in likely if proof.kept[name] >= 0.9 * proof.kept[likely[0]]] or ["xywh", "xyxy"]
+    shown = [name for name in likely if proof.kept[name] >= 0.9 * proof.kept[likely[0]]] or [*proof.kept][:2]
     height, width = sizes[0].tolist()
     spans = []
     for name in shown:

@@ -16,6 +16,7 @@ import datasets
 import pyarrow as pa
 
 from cv_hf.config import DataConfig
+from cv_hf.data import box_rows
 from cv_hf.data import labels as label_maps
 from cv_hf.data.columns import LABEL_NAMES, check_given, find_column, find_image, keep_columns, listed
 from cv_hf.data.labels import LabelMap
@@ -28,7 +29,7 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
     """Keep only the columns `image` (undecoded) and `label` or `labels`, under these names; no image is read.
 
     Raises:
-        DataError: a column cannot be found, or has a type that is not read.
+        DataError: a column cannot be found, or has a type that is not read; or rows are boxes of one image.
     """
     features = dataset.features
     given = dict(data.columns)
@@ -37,6 +38,13 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
         raise DataError("data.columns: give either label or labels (several labels per image), not both.")
     image = find_image(features, given)
     others = {name: feature for name, feature in features.items() if name != image}
+    if (boxes := box_rows.named_boxes(others)) is not None:
+        number = int(box_rows.of_images(dataset, image).max(initial=-1)) + 1
+        if number < len(dataset):
+            raise DataError(
+                f"its {len(dataset)} rows are boxes ({', '.join(boxes.names)}) of {number} images, not an image each.\n"
+                "That is for task: object-detection. To train on whole images, leave one row for each image."
+            )
     label = find_column(
         others,
         "labels" if "labels" in given else "label",

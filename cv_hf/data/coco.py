@@ -92,6 +92,24 @@ def read(
     return Source(id, "coco", splits, root=root, labels=label_map(names, used))
 
 
+def count_masks(id: str) -> tuple[int, int]:
+    """How many annotations have a mask, and how many there are, of the training split, or the only one.
+
+    Rectangles alone are no masks: some programs write such a polygon for every box.
+
+    Raises:
+        DataError: as `read`, of the files.
+    """
+    path = Path(os.path.abspath(id))
+    files = {"train": path} if path.is_file() else annotation_files(path)
+    file = next((file for name, file in files.items() if role_of(name) == "train"), next(iter(files.values())))
+    with collector_off():
+        annotations = load(file, root_of_file(path) if path.is_file() else path)["annotations"]
+        masks = [each["segmentation"] for each in annotations if isinstance(each, dict) and each.get("segmentation")]
+        masks = [mask for mask in masks if mask != "[]" and not (isinstance(mask, dict) and not mask.get("counts"))]
+        return (0 if all(map(_is_rectangle, masks)) else len(masks)), len(annotations)
+
+
 def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
     """The COCO annotations in a folder: {split: JSON file}, those with a usual name or wanted, or the only one.
 
@@ -135,7 +153,7 @@ def files_by_split(own: Sequence[Path], root: Path, wanted: Sequence[str]) -> di
         known = ", ".join(relative_name(str(files[0]), root) for files in splits.values())
         raise DataError(
             f"{root}: no annotation file is named for a split: {known}.\n"
-            f"Name the splits in the recipe: data.splits: {{train: {next(iter(splits))}}}."
+            f"Name that to train on, and others likewise: data.splits.train={next(iter(splits))}."
         )
     return chosen
 
@@ -282,11 +300,12 @@ def _read_split(
             findings.drop(code, place_of(name, annotation, position), reason, on_bad_sample)
         elif image_id in rows:
             if masks is not None:
-                sizes[rows[image_id]] = size = _known_size(sizes[rows[image_id]], paths[rows[image_id]])
-                if None in size:
-                    continue  # the image cannot be read, and its check will say so
                 # Taken out, so that its text goes as soon as the mask is there.
                 found_mask = annotation.pop("segmentation", None)
+                size = _known_size(sizes[rows[image_id]], paths[rows[image_id]], found_mask)
+                sizes[rows[image_id]] = size
+                if None in size:
+                    continue  # the image cannot be read, and its check will say so
                 mask = rle.read(found_mask, size, place_of(name, annotation, position), findings, on_bad_sample)
                 if mask is None:
                     continue
@@ -341,14 +360,19 @@ def place_of(name: str, annotation: Any, position: int) -> str:
     return f"{name}: annotation {short(number)}"
 
 
-def _known_size(stated: tuple[int | None, int | None], path: str) -> tuple[int | None, int | None]:
-    """(height, width) of an image as its annotations state it, else from its header; None where that is unreadable."""
+def _known_size(stated: tuple[int | None, int | None], path: str, mask: Any) -> tuple[int | None, int | None]:
+    """(height, width) of an image as its annotations state it, else from its header; None where that is unreadable.
+
+    RLE that has these two swapped is of the pixels as they are stored, and states that size.
+    """
     if None not in stated:
         return stated
     try:
-        return upright_size(path)
+        size = upright_size(path)
     except UnreadableImage:
         return None, None
+    own = mask.get("size") if isinstance(mask, dict) else None
+    return size[::-1] if own == [size[1], size[0]] else size
 
 
 def images_by_id(images: list[Any], name: str) -> dict[int | str, dict[str, Any]]:
@@ -480,6 +504,15 @@ def _around(segmentation: Any) -> tuple[tuple[float, ...] | None, str]:
     x = [value for polygon in polygons for value in polygon[::2]]
     y = [value for polygon in polygons for value in polygon[1::2]]
     return (min(x), min(y), max(x) - min(x), max(y) - min(y)), ""
+
+
+def _is_rectangle(segmentation: Any) -> bool:
+    """Whether a mask is one polygon along the axes, whose corners have two x and two y."""
+    try:
+        (polygon,) = json.loads(segmentation) if isinstance(segmentation, str) else segmentation
+        return len(polygon) in (8, 10) and len({*polygon[::2]}) == len({*polygon[1::2]}) == 2
+    except (TypeError, ValueError):
+        return False
 
 
 def merge_categories(names: dict[int | str, str], content: Mapping[str, Any], file: str) -> None:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
+from datasets.table import ConcatenationTable
 
 from cv_hf.errors import DataError, did_you_mean, printable
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "images", "pixel_values", "file_name", "filename", "image_path",
-               "file_path", "filepath", "path", "file", "jpg", "jpeg", "png")  # fmt: skip
+               "file_path", "filepath", "path", "file", "jpg", "jpeg", "png", "image_name", "image_filename",
+               "image_file", "img_path", "img_name")  # fmt: skip
+# Of text, whose values may be file names without their suffix.
+IMAGE_IDS = ("image_id", "imageid", "img_id", "image", "id")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "fine_label", "classes", "categories", "tags", "tag",
                "y", "cls", "class_name", "class_id", "label_name", "label_id", "targets")  # fmt: skip
 MASK_NAMES = ("mask", "annotation", "semantic_segmentation", "segmentation_mask", "semantic_mask", "segmentation",
@@ -106,13 +110,24 @@ def find_image(features: Mapping[str, Any], given: Mapping[str, str] | None = No
 
 def keep_columns(dataset: datasets.Dataset, sources: Mapping[str, str]) -> datasets.Dataset:
     """Keep the columns of `sources`, {canonical: source}, under their canonical names; see `sources_of`."""
-    kept = dataset.select_columns(list(sources.values()))
+    kept = _whole(dataset.select_columns(list(sources.values())))
     # In two steps: the source may call the label "image" and the image "label".
     kept = kept.rename_columns({source: f"_{canonical}" for canonical, source in sources.items()})
     kept = kept.rename_columns({f"_{canonical}": canonical for canonical in sources})
     kept = kept.cast_column("image", datasets.Image(decode=False))
     kept._source_columns = dict(sources)
     return kept
+
+
+def _whole(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The same rows, of which those parts are gone that have lost all of their columns.
+
+    To datasets such a part of a table, on disk or in memory, has no rows, and no column can be added beside it.
+    """
+    blocks = [[part for part in parts if part.column_names] for parts in getattr(dataset.data, "blocks", ())]
+    if not blocks or blocks == dataset.data.blocks:
+        return dataset
+    return datasets.Dataset(ConcatenationTable.from_blocks(blocks), dataset.info, indices_table=dataset._indices)
 
 
 def sources_of(kept: datasets.Dataset) -> dict[str, str]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from cv_hf.config import DataConfig
 from cv_hf.data.annotations import IMAGE_FOLDERS, files_in
 from cv_hf.data.annotations import folders as folders_in
+from cv_hf.data.box_rows import says_boxes
 from cv_hf.data.coco import candidates, holds_segments, looks_like_coco
-from cv_hf.data.imagefolder import is_hidden, metadata_of
+from cv_hf.data.imagefolder import metadata_of
 from cv_hf.data.images import image_suffixes
 from cv_hf.data.masks import shows_masks
+from cv_hf.data.paths import is_hidden
 from cv_hf.data.splits import role_of
 from cv_hf.data.table import SUFFIXES, table_files
 from cv_hf.data.voc import has_xml
@@ -167,11 +169,13 @@ def _is_label_file(file: Path) -> bool:
 
 
 def _names_images(table: Path) -> bool:
-    """Whether the first rows of a table hold the path of a file beside it: a stray table among folders does not."""
+    """Whether a table says boxes, or its first rows hold the path of a file beside it: a stray one among folders does
+    neither."""
     with open(table, encoding="utf-8-sig", errors="replace") as text:
         first = [text.readline() for _ in range(5)]
-    cells = {cell.strip() for line in first for cell in re.split(r'[,;\t"]', line)}
-    return any((table.parent / cell).is_file() for cell in cells if Path(cell).suffix.lower() in image_suffixes())
+    rows = [[cell.strip() for cell in re.split(r'[,;\t"]', line)] for line in first]
+    images = [cell for row in rows for cell in row if Path(cell).suffix.lower() in image_suffixes()]
+    return says_boxes(rows[0]) or any((table.parent / cell).is_file() for cell in images)
 
 
 def _holds_images(folder: Path) -> bool:

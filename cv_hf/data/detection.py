@@ -1,8 +1,8 @@
 """What object detection needs of a dataset: its canonical columns, its labels, its strata, and boxes that can be used.
 
 A sample is `image`, `image_id` and `objects`, lists of equal length: `bbox` (absolute xywh in pixels of the upright
-image), `category`, `area`, `iscrowd`. In the source, objects are a struct of lists, a list of structs, or list columns
-of their own. A bad box loses itself and nothing else; an image without objects stays.
+image), `category`, `area`, `iscrowd`. In the source, objects are a struct of lists, a list of structs, list columns of
+their own, or a row each. A bad box loses itself and nothing else; an image without objects stays.
 
 Where the objects have masks too (`instance`), `segmentation` goes along with the rest of them.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +22,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cv_hf import runs
 from cv_hf.boxes import TO_XYWH, turned_xywh
 from cv_hf.config import DataConfig
+from cv_hf.data import box_rows, rle
 from cv_hf.data import labels as label_maps
-from cv_hf.data import rle
-from cv_hf.data.annotations import SIDEWAYS, stored_size, upright_size
-from cv_hf.data.box_format import prove, uncertain
+from cv_hf.data.annotations import SIDEWAYS, orientation_of, upright_size
+from cv_hf.data.box_format import fitting, prove, uncertain
 from cv_hf.data.columns import check_given, find_image, keep_columns, listed
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
 from cv_hf.data.labels import LabelMap
 from cv_hf.errors import DataError, did_you_mean
+from cv_hf.task import Finding
 
 COLUMNS = ("image", "objects", "bbox", "category", "area", "iscrowd", "image_id", "width", "height")
 _USUAL = {
@@ -45,21 +47,19 @@ _USUAL = {
         "category", "category_id", "label", "labels", "categories", "class", "class_id", "classes", "category_ids",
         "label_id", "label_ids", "class_ids", "class_label", "class_labels", "category_name", "label_name",
         "class_name", "category_names", "label_names", "class_names", "cls", "name", "names", "type", "types",
+        "labelname", "classname", "classid",
     ),
     "segmentation": (
         "segmentation", "segmentations", "mask", "masks", "rle", "rles", "polygon", "polygons", "segment", "segments",
     ),
     "area": ("area", "areas"),
-    "iscrowd": ("iscrowd", "is_crowd", "crowd"),
+    "iscrowd": ("iscrowd", "is_crowd", "crowd", "isgroupof", "is_group_of"),
     "id": ("id", "segment_id", "ids", "segment_ids"),
     "isthing": ("isthing", "is_thing"),
     "image_id": ("image_id", "img_id", "id"),
     "width": ("width", "image_width", "img_width"),
     "height": ("height", "image_height", "img_height"),
 }  # fmt: skip
-_EDGES = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"),
-          ("left", "top", "right", "bottom"), ("x", "y", "w", "h"), ("x", "y", "width", "height"),
-          ("left", "top", "width", "height"))  # fmt: skip
 # What these formats' files hold; their readers give absolute xywh.
 _OWN_FORMATS = {"voc": "xyxy", "yolo": "cxcywh_norm"}
 # Rounding of an annotation. A box that leaves its image by less stays as it is, by more it is clipped.
@@ -67,6 +67,9 @@ _ROUNDING = 0.5
 # So many times as wide or high as its image no box is one: cut at the border, it would be the whole image.
 _HUGE = 10
 _IMAGES_TRIED = 1000
+# What an image has one of, and the column of the objects of rows that were joined.
+_OF_IMAGE = ("image_id", "width", "height")
+_JOINED = "_objects"
 _HEADERS_AT_ONCE = 256
 # With fewer boxes, losing most of them is no sign of a wrong box_format.
 _ENOUGH = 20
@@ -82,6 +85,21 @@ class Place:
     def column(self, canonical: str) -> str:
         key = self.keys[canonical]
         return key if self.container is None else f"{self.container}.{key}"
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The objects of images that had a row for each.
+
+    Attributes:
+        objects: a struct of lists for each image.
+        feature: of it.
+        taken: the columns of the rows that it is from, {canonical: source}.
+    """
+
+    objects: pa.StructArray
+    feature: dict[str, Any]
+    taken: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -109,9 +127,10 @@ def canonical(dataset: datasets.Dataset, data: DataConfig, masks: bool = False) 
     """Keep the columns `image` (undecoded), `image_id`, `width`, `height` and `objects`; no image is read.
 
     `objects` is a struct of lists: `bbox` as it stands in the source, `category` its source ids, `area` (null where
-    there is none), `iscrowd`. `width` and `height` are null where the source has none. With `masks`, objects are told
-    by their masks, not by their boxes: `segmentation` is as it stands in the source, and boxes are empty where it has
-    none.
+    there is none), `iscrowd`. `width` and `height` are null where the source has none. Rows of one image that hold a
+    box each become one. Where the names of a box's numbers tell of their format, `box_formats` holds those that they
+    leave open. With `masks`, objects are told by their masks, not by their boxes: `segmentation` is as it stands in the
+    source, and boxes are empty where it has none.
 
     Raises:
         DataError: a column cannot be found, or has a type that is not read.
@@ -120,13 +139,23 @@ def canonical(dataset: datasets.Dataset, data: DataConfig, masks: bool = False) 
     anchor = "segmentation" if masks else "bbox"
     check_given(given, (*COLUMNS, anchor))
     image = find_image(dataset.features, given)
+    boxes = None if masks else _of_rows(dataset, image, given)
+    joined = None
+    if boxes is not None:
+        dataset, joined = _joined(dataset, image, given, boxes)
+        given = {"image": image, "objects": _JOINED} | {key: given[key] for key in _OF_IMAGE if key in given}
     others = {name: feature for name, feature in dataset.features.items() if name != image}
+    sources = {name: find_value(others, name, given) for name in _OF_IMAGE}
+    others |= {} if joined is None else {_JOINED: joined.feature}
     place = _find_place(others, given, anchor)
     members = members_of(others, place.container)
-    sources = {name: find_value(others, name, given) for name in ("image_id", "width", "height")}
     sources = {name: source for name, source in sources.items() if source is not None}
     columns = [*sources.values(), *([place.container] if place.container else place.keys.values())]
-    table = dataset.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:]
+    columns = [name for name in dict.fromkeys(columns) if name != _JOINED]
+    if joined is None:
+        table = dataset.select_columns(columns).with_format("arrow")[:]
+    else:
+        table = pa.table(_columns(dataset, columns) | {_JOINED: joined.objects})
     counts, flat = flattened(table, place, anchor)
     lists = {anchor: as_lists(counts, flat)}
     if "bbox" in place.keys:
@@ -138,7 +167,7 @@ def canonical(dataset: datasets.Dataset, data: DataConfig, masks: bool = False) 
         of_each, flat = flattened(table, place, "category")
         flat, feature = source_categories(flat, members[place.keys["category"]])
     else:
-        (source,) = only_class(data).sources
+        (source,) = only_class(data, DataError if joined is None else box_rows.UnclearBoxes).sources
         of_each, flat, feature = counts, pa.array([source] * len(flat), pa.int64()), datasets.Value("int64")
     lists["category"] = as_lists(of_each, flat)
     for name, kind, absent in (("area", pa.float64(), None), ("iscrowd", pa.bool_(), False)):
@@ -157,8 +186,72 @@ def canonical(dataset: datasets.Dataset, data: DataConfig, masks: bool = False) 
         column = pc.if_else(pc.greater(column, 0), column, pa.scalar(None, pa.int64()))
         kept = with_column(kept, name, column, datasets.Value("int64"))
     kept = with_objects(kept, lists, feature, members[place.keys[anchor]] if masks else None)
-    kept._source_columns = {"image": image} | {name: place.column(name) for name in place.keys}
+    if not masks and isinstance(box := members[place.keys["bbox"]], dict):
+        boxes = box_rows.edges(box)
+    if boxes is not None:
+        kept = with_column(kept, "box_formats", [" ".join(boxes.formats)] * len(kept), datasets.Value("string"))
+    taken = {name: place.column(name) for name in place.keys} if joined is None else joined.taken
+    kept._source_columns = {"image": image} | taken
     return kept
+
+
+def _of_rows(dataset: datasets.Dataset, image: str, given: Mapping[str, str]) -> box_rows.Edges | None:
+    """The columns of the box that each row holds, four or a single one; None where rows hold lists of objects.
+
+    Raises:
+        DataError: `data.columns` does not fit, or it is not clear which columns they are.
+    """
+    features = {name: feature for name, feature in dataset.features.items() if name != image}
+    if "objects" in given:
+        return None
+    if "bbox" in given:
+        single = box_rows.Edges((given["bbox"],), tuple(TO_XYWH)) if _holds_box(features.get(given["bbox"])) else None
+        return box_rows.given_boxes(features, given["bbox"]) or single
+    if _containers(features, given, "bbox"):
+        return None
+    if (found := box_rows.named_boxes(features)) is not None:
+        return found
+    by_lower = {name.lower(): name for name in reversed(features) if _holds_box(features[name])}
+    named = [by_lower[name] for name in _USUAL["bbox"] if name in by_lower]
+    return box_rows.Edges((named[0],), tuple(TO_XYWH)) if named else None
+
+
+def _holds_box(feature: Any) -> bool:
+    """Whether a column may hold one box: four numbers in a list, a struct or text."""
+    return isinstance(feature, (datasets.List, datasets.LargeList, dict, datasets.Value)) and (
+        _is_box(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
+    )
+
+
+def _joined(
+    dataset: datasets.Dataset, image: str, given: Mapping[str, str], boxes: box_rows.Edges
+) -> tuple[datasets.Dataset, _Joined]:
+    """The first row of each image, with what it has one of, and the objects of all of its rows."""
+    values, empty = box_rows.box_values(dataset, boxes.names)
+    images = box_rows.of_images(dataset, image)
+    _, firsts = np.unique(images, return_index=True)
+    # A box's own width and height are not those of its image.
+    features = {name: each for name, each in dataset.features.items() if name not in (image, *boxes.names)}
+    keys = {name: find_member(features, name, given, None, _FITTING[name]) for name in ("category", "area", "iscrowd")}
+    keys = {name: key for name, key in keys.items() if key is not None}
+    order = np.argsort(images, kind="stable")
+    order = order[~empty[order]]
+    counts = np.bincount(images[order], minlength=len(firsts))
+    columns = _columns(dataset, keys.values())
+    members = {"bbox": values} | {name: columns[key].combine_chunks() for name, key in keys.items()}
+    lists = [as_lists(counts, each.take(pa.array(order))) for each in members.values()]
+    single = dataset.features[boxes.names[0]] if len(boxes.names) == 1 else None
+    box = datasets.List(datasets.Value("float64")) if isinstance(single, (datasets.Value, type(None))) else single
+    feature = {"bbox": datasets.List(box)} | {name: datasets.List(features[key]) for name, key in keys.items()}
+    kept = dataset.select_columns([image, *(name for name in features if name not in keys.values())])
+    kept = kept if len(firsts) == len(dataset) else kept.select(firsts)
+    taken = {"bbox": ", ".join(boxes.names), **keys}
+    return kept, _Joined(pa.StructArray.from_arrays(lists, names=[*members]), feature, taken)
+
+
+def _columns(dataset: datasets.Dataset, names: Iterable[str]) -> dict[str, pa.ChunkedArray]:
+    """Some columns as Arrow; they may be none, of which datasets makes no table."""
+    return {name: dataset.select_columns(name).with_format("arrow")[:][name] for name in names}
 
 
 def label_map(
@@ -253,25 +346,24 @@ def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
 
 def fit(
     row: Mapping[str, Any], size: tuple[int, int], labels: LabelMap | None = None
-) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
+) -> tuple[Mapping[str, Any], list[Finding]]:
     """Make the objects of one encoded row fit its decoded image of (height, width), whatever the annotations say.
 
     Returns:
         the row, and findings as (code, name, reason).
     """
-    row, turned = _turned(row, size)
+    row, found = turned(row, size)
     objects = row["objects"]
     height, width = size[0] + _ROUNDING, size[1] + _ROUNDING
     if all(
         x >= -_ROUNDING and y >= -_ROUNDING and x + w <= width and y + h <= height for x, y, w, h in objects["bbox"]
     ):
-        return row, turned
+        return row, found
     boxes = np.array(objects["bbox"], np.float64)
     sizes = np.array([size] * len(boxes), np.float64)
     clipped, outside, cut = _clip(boxes, sizes)
     huge = _huge(boxes, sizes)
     areas = np.where(cut, np.minimum(objects["area"], clipped[:, 2] * clipped[:, 3]), objects["area"])
-    found = turned
     for code, places in (("box-huge", huge), ("box-outside", outside & ~huge), ("box-clipped", cut & ~huge)):
         for number in np.flatnonzero(places).tolist():
             found.append((code, f"{row['file']} box {number}", "xywh " + _shown(objects["bbox"][number], size)))
@@ -280,19 +372,29 @@ def fit(
     return {**row, "objects": {name: [value[place] for place in kept] for name, value in values.items()}}, found
 
 
-def _turned(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping[str, Any], list[tuple[str, str, str]]]:
-    """The row with boxes of the decoded image of (height, width), where they are of its pixels as stored; findings."""
-    stated, boxes = (row.get("height"), row.get("width")), row["objects"]["bbox"]
-    if stated == tuple(size) or stated != (size[1], size[0]) or not boxes:
+def turned(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping[str, Any], list[Finding]]:
+    """The row with the boxes and masks of the decoded image of (height, width), where they are of its pixels as stored:
+    the size that is stated is that before EXIF swaps the sides; and findings."""
+    stated, objects = (row.get("height"), row.get("width")), row["objects"]
+    if stated == tuple(size) or stated != (size[1], size[0]) or not objects["bbox"]:
         return row, []
-    orientation = _orientation(row["image"])
+    orientation = orientation_of(row["image"])
     if orientation not in SIDEWAYS:
         return row, []
-    boxes = turned_xywh(boxes, stated, orientation).tolist()
-    found = [
-        ("box-turned", f"{row['file']} box {number}", "xywh " + _shown(box, size)) for number, box in enumerate(boxes)
-    ]
-    return {**row, "objects": {**row["objects"], "bbox": boxes}}, found
+    objects = {**objects, "bbox": turned_xywh(objects["bbox"], stated, orientation).tolist()}
+    if "segmentation" in objects:
+        masks = objects["segmentation"]
+        fitting = [runs.turned(mask, orientation) if tuple(mask["size"]) == stated else mask for mask in masks]
+        objects["segmentation"] = fitting
+        shown = f"{stated[1]}x{stated[0]}, as its image of {size[1]}x{size[0]} is stored"
+        found = [("mask-turned", f"{row['file']} object {number}", shown) for number in range(len(objects["bbox"]))]
+    else:
+        found = [
+            ("box-turned", f"{row['file']} box {number}", "xywh " + _shown(box, size))
+            for number, box in enumerate(objects["bbox"])
+        ]
+    # With no size that is stated, nobody turns them again.
+    return {**row, "height": None, "width": None, "objects": objects}, found
 
 
 def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
@@ -374,7 +476,8 @@ def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: s
         what = f"more than one column could hold the {things}" if found else f"no column of {things} was found"
         raise DataError(
             f"{what} among: {listed(features)}.\n"
-            f"Name it in the recipe: data.columns: {{objects: NAME}}; or {{{anchor}: NAME, category: NAME}} for lists."
+            f"Name it: data.columns.objects=NAME; or, where these are columns of their own, data.columns.{anchor}=NAME "
+            "data.columns.category=NAME."
         )
     container = found[0]
     members = members_of(features, container)
@@ -383,7 +486,7 @@ def _find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: s
         where = f"column {container!r}" if container else "the dataset"
         raise DataError(
             f"{where} has no list of {things} ({', '.join(_USUAL[anchor][:4])}) among: {listed(members)}.\n"
-            f"Name it in the recipe: data.columns: {{{anchor}: NAME}}."
+            f"Name it: data.columns.{anchor}=NAME."
         )
     keys = {anchor: key}
     others = {name: feature for name, feature in members.items() if name != key}
@@ -465,7 +568,7 @@ def is_number(feature: Any) -> bool:
 def _is_box(feature: Any) -> bool:
     """A list of numbers, or a struct of four; or nothing, where no image of a split has a box."""
     if isinstance(feature, dict):
-        return _edges(feature) is not None
+        return box_rows.edges(feature) is not None
     plain = feature.feature if is_list(feature) else feature
     return (
         is_number(plain) and not isinstance(plain, datasets.ClassLabel) and (is_list(feature) or plain.dtype == "null")
@@ -479,11 +582,6 @@ def _is_segmentation(feature: Any) -> bool:
     while is_list(feature):
         feature = feature.feature
     return is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
-
-
-def _edges(names: Collection[str]) -> tuple[str, ...] | None:
-    """The four numbers of a box that is a struct, in the order of xyxy or xywh."""
-    return next((keys for keys in _EDGES if set(keys) <= set(names)), None)
 
 
 def is_category(feature: Any) -> bool:
@@ -515,13 +613,13 @@ def source_categories(flat: pa.Array, feature: Any) -> tuple[pa.Array, Any]:
     return flat.cast(kind), datasets.Value(names.get(kind, str(kind)))
 
 
-def only_class(data: DataConfig) -> LabelMap:
-    """The label map of boxes without classes."""
+def only_class(data: DataConfig, error: type[DataError] = DataError) -> LabelMap:
+    """The label map of boxes without classes; an error of this type where `data.labels` is not one."""
     found = None if data.labels is None else label_maps.from_recipe(data.labels, folder=folder_of(data), kind=int)
     if found is None or len(found) != 1:
-        raise DataError(
-            "the boxes have no classes. Name the class of all of them in the recipe (data.labels: [face]),\n"
-            "or say where they are: data.columns: {category: NAME}."
+        raise error(
+            "the boxes have no classes. Name the class of all of them, as data.labels=[face],\n"
+            "or say which column holds them: data.columns.category=NAME."
         )
     return found
 
@@ -557,8 +655,8 @@ def _float_lists(boxes: pa.Array) -> pa.Array:
     if pa.types.is_null(boxes.type):
         return as_lists(np.zeros(len(boxes), np.int64), pa.array([], pa.float64()))
     if pa.types.is_struct(boxes.type):
-        edges = _edges([field.name for field in boxes.type]) or ()
-        parts = [as_numpy(pc.struct_field(boxes, edge).cast(pa.float64()), np.float64) for edge in edges]
+        found = box_rows.edges([field.name for field in boxes.type])
+        parts = [as_numpy(pc.struct_field(boxes, edge).cast(pa.float64()), np.float64) for edge in found.names]
         return as_lists(np.full(len(boxes), 4), pa.array(np.stack(parts, axis=1).reshape(-1)))
     return as_lists(list_lengths(boxes), pc.list_flatten(boxes).cast(pa.float64(), safe=False))
 
@@ -731,9 +829,8 @@ def _clean_split(
         masks = pc.list_flatten(agreeing(objects_column(dataset))["segmentation"])
         lists["segmentation"] = as_lists(counts, masks.filter(pa.array(kept)))
     gone = lose_mismatched(dataset, findings, data.on_bad_sample)
-    cleaned = with_objects(
-        dataset.remove_columns(["objects", *([] if as_stored else ["width", "height"])]), lists, feature
-    )
+    gone_columns = {"objects", "box_formats", *(() if as_stored else ("width", "height"))} & {*dataset.column_names}
+    cleaned = with_objects(dataset.remove_columns([*gone_columns]), lists, feature)
     return cleaned.select([row for row in range(len(cleaned)) if row not in gone]) if gone else cleaned
 
 
@@ -783,11 +880,11 @@ def _absolute(
     all boxes fit; otherwise, and for relative boxes, the image itself is asked. Where nothing is known (NaN), `fit`
     looks at the boxes when the image is decoded: to open all embedded images is to read the whole dataset.
 
-    Third, whether `fit` is to turn the boxes of images whose stated size is that before they were turned: unless a box
-    of the split shows that they are upright all the same, or there are masks, which are lost where they are not.
+    Third, whether `fit` is to turn the objects of images whose stated size is that before they were turned: unless a
+    box of the split shows that they are upright all the same.
     """
     annotated = annotated_sizes(dataset)
-    as_stored = "segmentation" not in dataset.features["objects"] and bool(np.isfinite(annotated).any())
+    as_stored = bool(np.isfinite(annotated).any())
     sizes = annotated.copy()
     relative = box_format.endswith("_norm")
     convert = TO_XYWH[box_format]
@@ -805,7 +902,7 @@ def _absolute(
         if as_stored:
             swapped = rows[wrong & (annotated[rows] == real[:, ::-1]).all(axis=1)].tolist()
             images = dataset.select_columns("image").select(swapped)["image"] if swapped else ()
-            stored = [row for row, image in zip(swapped, images, strict=True) if _orientation(image) in SIDEWAYS]
+            stored = [row for row, image in zip(swapped, images, strict=True) if orientation_of(image) in SIDEWAYS]
             places = kept & np.isin(objects.rows, stored)
             as_stored = not _only_upright(
                 convert(objects.boxes, annotated[objects.rows])[places], annotated[objects.rows][places]
@@ -827,13 +924,6 @@ def _only_upright(boxes: np.ndarray, stored: np.ndarray) -> bool:
     return bool((beyond & ~outside & ~cut).any())
 
 
-def _orientation(image: Mapping[str, Any]) -> int | None:
-    try:
-        return stored_size(image)[1]
-    except UnreadableImage:
-        return None
-
-
 def _box_format(
     splits: Mapping[str, datasets.Dataset], objects: Mapping[str, _Objects], data: DataConfig, format: str
 ) -> tuple[str, str]:
@@ -844,20 +934,40 @@ def _box_format(
             raise DataError(f"data.box_format: {format} files hold {own} boxes, not {data.box_format}; leave it out.")
         return "xywh", f"as {format} has them"
     if data.box_format is not None:
-        return data.box_format, "as the recipe says"
+        return data.box_format, "as data.box_format says"
     if format == "coco":
         return "xywh", "as coco has them"
     if not any(len(each.boxes) for each in objects.values()):
         return "xywh", "as there are none"
+    left = _formats_left(splits)
+    if len(left) < len(TO_XYWH):
+        left = fitting(left, np.concatenate([each.boxes for each in objects.values()]))
+        if len(left) == 1:
+            return left[0], "as the names of their numbers say"
     for limit in (_IMAGES_TRIED, None):
         boxes, sizes, names = _sampled(splits, objects, limit)
-        proof = prove(boxes, sizes)
+        proof = prove(boxes, sizes, left)
         if proof.format is not None:
             every = len(boxes) == sum(len(each.boxes) for each in objects.values())
             return proof.format, f"{proof}" + ("" if every else ", of those looked at")
     if not len(boxes):
         raise DataError("the format of the boxes is not certain: none of the images can be read.\nSet data.box_format.")
     raise uncertain(proof, names, boxes, sizes)
+
+
+def _formats_left(splits: Mapping[str, datasets.Dataset]) -> tuple[str, ...]:
+    """The formats that the names of a box's numbers leave open in all splits."""
+    left = tuple(TO_XYWH)
+    for role, split in splits.items():
+        if "box_formats" in split.column_names and len(split):
+            open_here = split.select_columns("box_formats")[0]["box_formats"].split()
+            left = tuple(name for name in left if name in open_here)
+            if not left:
+                raise DataError(
+                    f"the boxes of {role} are named for {' or '.join(open_here)}, those of other splits for another "
+                    "format.\nSet data.splits to splits of one format."
+                )
+    return left
 
 
 def _sampled(

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +21,9 @@ import datasets
 import numpy as np
 
 from cv_hf.config import DataConfig
-from cv_hf.data import classification, hashes
+from cv_hf.data import box_rows, classification, hashes
 from cv_hf.data.box_format import AmbiguousBoxFormat
+from cv_hf.data.columns import find_image
 from cv_hf.data.detect import detect_format
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, decode, read_header
@@ -33,6 +35,7 @@ from cv_hf.errors import DataError
 from cv_hf.task import Finding, Task
 
 _THREADS = 4
+_TRIED = 1000
 _AT_ONCE = 64
 # A class with so many times fewer samples than the most frequent one is noted, where that has so many.
 _IMBALANCED = 10
@@ -169,11 +172,17 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     return Diagnosis(data, task, source, rows, raw, labels, form, findings, counts, lost, others)
 
 
-def task_shown(data: DataConfig, tasks: Sequence[Task]) -> Task | None:
-    """The first of the tasks whose targets a dataset holds, by its format, else by its columns; None for none of them.
+def task_shown(data: DataConfig, tasks: Sequence[Task], otherwise: Task, echo: Callable[[str], None] = print) -> Task:
+    """The first of the tasks whose targets a dataset holds, by its format, else by its columns.
+
+    Args:
+        data: the data section.
+        tasks: tried in this order.
+        otherwise: the task where none of them fits.
+        echo: called with a line where this one fits as well.
 
     Raises:
-        DataError: the dataset cannot be read.
+        DataError: the dataset cannot be read, or holds boxes, but it is not clear which columns they are.
         HubError: the Hub failed.
     """
     found = data.format or detect_format(data)
@@ -185,10 +194,17 @@ def task_shown(data: DataConfig, tasks: Sequence[Task]) -> Task | None:
     for task in tasks:
         try:
             task.canonical(first.select(range(min(1, len(first)))), data)
+        except box_rows.UnclearBoxes:
+            raise
         except DataError:
             continue
+        with suppress(DataError):
+            otherwise.canonical(first.select(range(min(_TRIED, len(first)))), data)
+            echo(f"data: taken for {task.name}; its classes may be those of the images: --task {otherwise.name}")
         return task
-    return None
+    if found != "hub":  # whose images would all be downloaded and read for it
+        box_rows.refuse_unnamed(first, find_image(first.features, data.columns))
+    return otherwise
 
 
 def _encoded(

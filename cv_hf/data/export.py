@@ -23,9 +23,9 @@ import yaml
 from cv_hf.boxes import xywh_to_cxcywh_norm, xywh_to_xyxy, xyxy_to_xywh
 from cv_hf.data.annotations import upright_size
 from cv_hf.data.detection import coco_ids
-from cv_hf.data.imagefolder import is_hidden
 from cv_hf.data.images import decode, image_formats
 from cv_hf.data.labels import LabelMap
+from cv_hf.data.paths import is_hidden
 from cv_hf.data.splits import role_of
 from cv_hf.errors import DataError
 

@@ -43,6 +43,8 @@ _IMAGE_OUT = "leaves the image out"
 _OBJECT_OUT = "leaves the object out"
 _ANNOTATION_OUT = "leaves it out"
 _AS_READ = "writes it as it is read"
+# Data is read for a recipe, by itself, or for a model that has labels already.
+_LABELS = "the labels (data.labels, else the data's own; in scoring, the model's)"
 
 CODES: dict[str, Code] = {
     "unreadable-image": Code("error", "dropped", "the image cannot be decoded", _IMAGE_OUT),
@@ -54,7 +56,7 @@ CODES: dict[str, Code] = {
     "missing-image": Code("error", "dropped", "there is no image: no such file, or an empty cell", _ANNOTATION_OUT),
     "path-outside": Code("error", "dropped", "the path leads out of the dataset's folder", _ANNOTATION_OUT),
     "missing-label": Code("error", "dropped", "the sample has no label", _IMAGE_OUT),
-    "unknown-label": Code("error", "dropped", "the sample has a label that is not among the labels", _IMAGE_OUT),
+    "unknown-label": Code("error", "dropped", f"the sample has a label that is not among {_LABELS}", _IMAGE_OUT),
     "conflicting-labels": Code(
         "error", "noted", "the same image, byte for byte, stands under different classes", "leaves all of them out"
     ),
@@ -76,7 +78,7 @@ CODES: dict[str, Code] = {
     "box-outside": Code("error", "dropped", "a box that lies outside of its image", _OBJECT_OUT),
     "box-huge": Code("error", "dropped", "a box more than ten times as wide or as high as its image", _OBJECT_OUT),
     "box-without-label": Code("error", "dropped", "a box without a class", _OBJECT_OUT),
-    "box-unknown-label": Code("error", "dropped", "a box of a class that is not among the labels", _OBJECT_OUT),
+    "box-unknown-label": Code("error", "dropped", f"a box of a class that is not among {_LABELS}", _OBJECT_OUT),
     "orphan-annotation": Code(
         "error", "dropped", "an annotation of an image that the annotation file does not list", _ANNOTATION_OUT
     ),
@@ -99,13 +101,15 @@ CODES: dict[str, Code] = {
     "segment-unreadable": Code("error", "dropped", "a segment without an id of its own, which becomes void", _AS_READ),
     "segment-without-label": Code("error", "dropped", "a segment without a class, which becomes void", _AS_READ),
     "segment-unknown-label": Code(
-        "error", "dropped", "a segment of a class that is not among the labels, which becomes void", _AS_READ
+        "error", "dropped", f"a segment of a class that is not among {_LABELS}, which becomes void", _AS_READ
     ),
     "segment-without-pixels": Code("error", "dropped", "a segment that has no pixel in its mask", _AS_READ),
     "unlisted-segments": Code(
         "error", "dropped", "pixels of segments that are not in segments_info, which become void", _AS_READ
     ),
-    "mask-unknown-value": Code("error", "repaired", "values in a mask that are no label, read as ignored", _AS_READ),
+    "mask-unknown-value": Code(
+        "error", "repaired", f"values in a mask that are not among {_LABELS}, read as ignored", _AS_READ
+    ),
     "missing-split": Code(
         "warning", "noted", "a split that the dataset names, without its files or without annotations"
     ),
@@ -114,6 +118,12 @@ CODES: dict[str, Code] = {
         "warning",
         "repaired",
         "a box of the pixels as stored, as the size in its annotations shows, turned upright with its image",
+        _AS_READ,
+    ),
+    "mask-turned": Code(
+        "warning",
+        "repaired",
+        "a mask of the pixels as stored, as its size shows, turned upright with its image",
         _AS_READ,
     ),
     "box-duplicate": Code("warning", "noted", "the same box of the same class stands twice in an image", _OBJECT_OUT),

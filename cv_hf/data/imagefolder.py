@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import image_suffixes
-from cv_hf.data.paths import Inside, check_name
+from cv_hf.data.paths import Inside, check_name, is_hidden
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.data.table import METADATA, read_metadata
@@ -154,11 +154,6 @@ def _folders(folder: Path, root: Path) -> list[Path]:
                 )
             found.append(Path(entry.path))
     return found
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is no part of a dataset; macOS leaves __MACOSX in the archives it makes."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:

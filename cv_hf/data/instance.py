@@ -20,13 +20,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cv_hf.config import DataConfig
 from cv_hf.data import detection, rle
 from cv_hf.data import labels as label_maps
-from cv_hf.data.annotations import decode_mask
+from cv_hf.data.annotations import decode_mask, upright_mask
 from cv_hf.data.columns import check_given, find_image, is_image, keep_columns, listed
 from cv_hf.data.detection import coco_ids
 from cv_hf.data.findings import Findings
@@ -201,11 +202,12 @@ def fit(
         the row with `objects`, whose masks all have the image's size; None where no mask has, or the image of the masks
         cannot be read; and findings as (code, name, reason).
     """
-    findings: list[Finding] = []
     if "mask" in row:
         row, findings = _from_map(row, size, labels)
     elif "masks" in row:
         row, findings = _from_images(row, size)
+    else:
+        row, findings = detection.turned(row, size)
     if row is None:
         return None, findings
     objects = row["objects"]
@@ -287,7 +289,7 @@ def _seen(splits: Mapping[str, datasets.Dataset]) -> set[int]:
 
     def values(mask: Mapping[str, Any]) -> set[int]:
         try:
-            numbers, _ = runs(_numbered(mask, ""))
+            numbers, _ = runs(_numbered(decode_mask(mask, ""), ""))
         except UnreadableImage:
             return set()
         return {int(number) & 255 for number in np.unique(numbers) if number}
@@ -300,9 +302,8 @@ def _seen(splits: Mapping[str, datasets.Dataset]) -> set[int]:
     return seen
 
 
-def _numbered(mask: Mapping[str, Any], name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """256 green + red of each pixel (height, width) that shows an object, else 0; `size` is that of the image."""
-    image = decode_mask(mask, name, size)
+def _numbered(image: PIL.Image.Image, name: str) -> np.ndarray:
+    """256 green + red of each pixel (height, width) that shows an object, else 0."""
     if image.mode not in ("RGB", "RGBA"):
         reason = f"not in red (the class) and green (the object), but of mode {image.mode}"
         raise UnreadableImage(name, reason, "unreadable-mask")
@@ -317,12 +318,12 @@ def _from_map(
     """The row with `objects` of its `mask`, whose classes are source ids of the map."""
     name = row["file"]
     try:
-        ids = _numbered(row["mask"], name, size)
+        upright, findings = upright_mask(row["mask"], name, size, row.get("image"))
+        ids = _numbered(upright, name)
     except UnreadableImage as error:
         return None, [(error.code, name, error.reason)]
     if ids.shape != tuple(size):
         return None, [_mismatch(name, ids.shape, size)]
-    findings: list[Finding] = []
     masks, categories = [], []
     known = {source: index for index, source in enumerate(labels.sources) if source is not None}
     for number, mask in zip(*from_map(ids), strict=True):
@@ -346,7 +347,8 @@ def _from_images(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping
             continue
         try:
             # In a list paths are not checked to be within the dataset.
-            pixels = np.asarray(decode_mask(image and {"bytes": image["bytes"]}, name, size))
+            upright, found = upright_mask(image and {"bytes": image["bytes"]}, name, size, row.get("image"))
+            pixels = np.asarray(upright)
         except UnreadableImage as error:
             findings.append((error.code, name, error.reason))
             continue
@@ -355,6 +357,7 @@ def _from_images(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[Mapping
             findings.append(_mismatch(name, pixels.shape, size))
             continue
         sized = True
+        findings += found
         if pixels.any():
             masks.append(from_mask(pixels))
             categories.append(category)
@@ -441,6 +444,10 @@ def _compressed(dataset: datasets.Dataset, findings: Findings, on_bad_sample: st
             if mask is not None:
                 kept[place] = True
                 masks.append(mask)
+    for row, mask in zip(rows[kept].tolist(), masks, strict=True):
+        # What nothing else states, the first mask of an image does; others have to agree.
+        if not known[row]:
+            known[row], sizes[row] = True, mask["size"]
     boxes, around = boxes_and_areas(masks)
     stated = detection.as_numpy(pc.list_flatten(objects["area"]), np.float64)[kept]
     counts = np.bincount(rows[kept], minlength=len(dataset))
@@ -454,4 +461,7 @@ def _compressed(dataset: datasets.Dataset, findings: Findings, on_bad_sample: st
         "segmentation": detection.as_lists(counts, rle.to_arrow(masks)),
     }
     dataset = detection.with_objects(dataset.remove_columns("objects"), lists, features["category"].feature)
+    for name, edges in zip(("height", "width"), sizes.T, strict=True):
+        column = pa.array(edges, mask=~known).cast(pa.int64())
+        dataset = detection.with_column(dataset.remove_columns(name), name, column, datasets.Value("int64"))
     return dataset.select([row for row in range(len(dataset)) if row not in gone]) if gone else dataset

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ class LabelMap:
             None where the data has no value for that class (a dataset with fewer classes than the model).
         ignore_index: the source value that means "no label", if there is one.
         things: the names of the countable classes, all others being stuff; None where the data does not tell.
+        whose: what an error calls the map.
     """
 
     names: tuple[str, ...]
     sources: tuple[Source | None, ...]
     ignore_index: int | None = None
     things: tuple[str, ...] | None = None
+    whose: str = field(default="the label map", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -95,9 +97,7 @@ class LabelMap:
         # A data set with numbers for labels is only understood with the numbers beside the names.
         plain = all(isinstance(source, str) or source is None for source in self.sources)
         known = self.names if plain or isinstance(label, str) else self._with_sources()
-        return DataError(
-            f"label {_short(repr(label))} is not in the label map ({shortened(known, quote=False)}).{near}"
-        )
+        return DataError(f"label {_short(repr(label))} is not in {self.whose} ({shortened(known, quote=False)}).{near}")
 
     def _with_sources(self) -> list[str]:
         pairs = zip(self.sources, self.names, strict=True)
@@ -120,7 +120,7 @@ class LabelMap:
             pairs = zip(data.names, data.sources, strict=True)
             found = {ids[name]: source for name, source in pairs if name in ids}
         sources = tuple(found.get(index) for index in range(len(self)))
-        return LabelMap(self.names, sources, data.ignore_index, self.things)
+        return LabelMap(self.names, sources, data.ignore_index, self.things, "the labels of the model")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` gives back an equal map, 1 and "1" still told apart."""

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cv_hf.config import DataConfig
 from cv_hf.data import detection
-from cv_hf.data.annotations import decode_mask
+from cv_hf.data.annotations import upright_mask
 from cv_hf.data.columns import check_given, find_column, find_image, is_image, keep_columns, listed
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
@@ -94,7 +94,7 @@ def clean(
         first = ", ".join(labels.names[:3])
         raise DataError(
             f"{data.id}: nothing says which classes are countable things and which are stuff.\n"
-            f"Name those that are stuff in the recipe: data.stuff: [...] (of {first}, ...), [] where all are things."
+            f"Name those that are stuff: data.stuff=[...] (of {first}, ...), [] where all are things."
         )
     cleaned = {role: _clean_split(split, labels, findings, data.on_bad_sample) for role, split in rows.items()}
     number = len(labels.things)
@@ -157,7 +157,8 @@ def fit(
     # Void, too, is a segment that is known.
     listed_ids = np.array([*(segment["id"] for segment in segments), 0], np.int64)
     try:
-        ids = _decode(row["mask"], name, listed_ids, size)
+        upright, findings = upright_mask(row["mask"], name, size, row.get("image"))
+        ids = _decode(upright, name, listed_ids)
     except UnreadableImage as error:
         return None, [(error.code, name, error.reason)]
     if ids.shape != tuple(size):
@@ -170,7 +171,6 @@ def fit(
     unlisted = listed_ids[places] != values
     places[unlisted] = len(segments)
     pixels = np.bincount(places, lengths, minlength=len(listed_ids))[:-1].astype(np.int64)
-    findings: list[Finding] = []
     if unlisted.any():
         several = np.unique(values[unlisted])
         shown = ", ".join(map(str, several[:5].tolist())) + (", ..." if len(several) > 5 else "")
@@ -192,21 +192,19 @@ def fit(
     return {**row, "mask": np.repeat(numbers[places], lengths).reshape(ids.shape), "segments": found}, findings
 
 
-def unlisted_pixels(row: Mapping[str, Any]) -> np.ndarray:
-    """The pixels (height, width), bool, of segments that a row does not list.
+def unlisted_pixels(row: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """The pixels (height, width), bool, of segments that a row does not list; `size` is that of its image.
 
     Raises:
         UnreadableImage: the mask cannot be read.
     """
     known = np.array([*(segment["id"] for segment in row["segments_info"]), 0], np.int64)
-    return ~np.isin(_decode(row["mask"], row["file"], known), known)
+    upright, _ = upright_mask(row["mask"], row["file"], size, row["image"])
+    return ~np.isin(_decode(upright, row["file"], known), known)
 
 
-def _decode(
-    mask: Mapping[str, Any], name: str, listed_ids: np.ndarray, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """The segment ids (height, width) of a mask's picture; `size` is that of the image."""
-    image = decode_mask(mask, name, size)
+def _decode(image: PIL.Image.Image, name: str, listed_ids: np.ndarray) -> np.ndarray:
+    """The segment ids (height, width) of a mask's picture."""
     if image.mode == "P":
         # Ids of 8 bits, written with colours for the eye; or RGB, which a program that makes files smaller rewrote.
         readings = (np.asarray(image), _packed(image))

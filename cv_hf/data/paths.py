@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -31,13 +32,19 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is no part of a dataset; macOS leaves __MACOSX in the archives it makes."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 class Inside:
     """Resolves paths that must stay in one of some folders; relative ones start from the first.
 
-    Links are followed, once per folder and file.
+    Links are followed, once per folder and file. A path that is no file gets the first of `suffixes` with which it is.
     """
 
-    def __init__(self, *folders: str | Path) -> None:
+    def __init__(self, *folders: str | Path, suffixes: Sequence[str] = ()) -> None:
+        self.suffixes = suffixes
         self.base = os.path.abspath(folders[0])
         self.real = tuple(os.path.realpath(folder).rstrip(os.sep) + os.sep for folder in folders)
         self.known: dict[str, bool] = {}
@@ -47,6 +54,8 @@ class Inside:
         if "\0" in name:
             return None
         path = os.path.normpath(os.path.join(self.base, name))
+        if self.suffixes and not os.path.isfile(path):
+            path += next((suffix for suffix in self.suffixes if os.path.isfile(path + suffix)), "")
         folder = os.path.dirname(path)
         if folder not in self.known:
             self.known[folder] = self.holds(folder)

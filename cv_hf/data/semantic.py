@@ -8,7 +8,6 @@ Where the labels are colours ("#rrggbb") it is the pixel's red, green and blue. 
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +23,11 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow.compute as pc
-from PIL import ExifTags
 
 from cv_hf.config import DataConfig
 from cv_hf.data import hub, panoptic
 from cv_hf.data import labels as label_maps
-from cv_hf.data.annotations import SIDEWAYS, decode_mask, folders
+from cv_hf.data.annotations import decode_mask, folders, upright_mask
 from cv_hf.data.columns import (
     IMAGE_NAMES,
     MASK_NAMES,
@@ -193,28 +191,31 @@ def fit(
         return {**row, "mask": codes[fitting["mask"]]}, findings
     name, lookup = row["file"], _lookup(labels)
     try:
-        values = _values(decode_mask(row["mask"], name, size), lookup.coloured, lookup.one, name)
+        upright, findings = upright_mask(row["mask"], name, size, row["image"])
+        values = _values(upright, lookup.coloured, lookup.one, name)
     except UnreadableImage as error:
         return None, [(error.code, name, error.reason)]
     if values.shape != tuple(size):
-        return None, [("mask-size-mismatch", name, _mismatch(values.shape, size, row["image"]))]
+        reason = f"the mask has {values.shape[1]}x{values.shape[0]} pixels, its image {size[1]}x{size[0]}"
+        return None, [("mask-size-mismatch", name, reason)]
     mask = lookup(values)
-    if mask.max() < lookup.unknown:
-        return {**row, "mask": mask}, []
-    lost = mask == lookup.unknown
-    mask[lost] = 0
-    return {**row, "mask": mask}, [("mask-unknown-value", name, lookup.shown(values[lost]))]
+    if mask.max() == lookup.unknown:
+        lost = mask == lookup.unknown
+        mask[lost] = 0
+        findings = [*findings, ("mask-unknown-value", name, lookup.shown(values[lost]))]
+    return {**row, "mask": mask}, findings
 
 
-def unknown_pixels(row: Mapping[str, Any], labels: LabelMap) -> np.ndarray:
-    """The pixels (height, width), bool, of a row's mask whose value is neither a label nor ignored.
+def unknown_pixels(row: Mapping[str, Any], labels: LabelMap, size: tuple[int, int]) -> np.ndarray:
+    """The pixels (height, width), bool, of a row's mask whose value is neither a label nor ignored; `size` is that of
+    its image.
 
     Raises:
         UnreadableImage: the mask cannot be read.
     """
     lookup = _lookup(labels)
-    values = _values(decode_mask(row["mask"], row["file"]), lookup.coloured, lookup.one, row["file"])
-    return lookup(values) == lookup.unknown
+    upright, _ = upright_mask(row["mask"], row["file"], size, row["image"])
+    return lookup(_values(upright, lookup.coloured, lookup.one, row["file"])) == lookup.unknown
 
 
 @dataclass(frozen=True)
@@ -301,15 +302,6 @@ def _values(image: PIL.Image.Image, coloured: bool, one: int, name: str) -> np.n
     if (channels != channels[..., :1]).any():
         raise _Coloured(name, "the mask is coloured, where the labels are numbers", "unreadable-mask")
     return channels[..., 0]
-
-
-def _mismatch(found: tuple[int, ...], size: tuple[int, int], image: Mapping[str, Any]) -> str:
-    reason = f"the mask has {found[1]}x{found[0]} pixels, its image {size[1]}x{size[0]}"
-    if found != (size[1], size[0]):
-        return reason
-    with PIL.Image.open(image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])) as opened:
-        turned = opened.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-    return f"{reason} once its EXIF orientation has turned it, which the mask was not" if turned else reason
 
 
 def _of_segments(dataset: datasets.Dataset) -> bool:

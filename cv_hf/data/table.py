@@ -12,16 +12,18 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from cv_hf.data.columns import MASK_NAMES, can_be_image, find_image, is_image
+from cv_hf.data.coco import image_folders
+from cv_hf.data.columns import IMAGE_IDS, MASK_NAMES, can_be_image, find_image, is_image
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import image_suffixes
 from cv_hf.data.paths import Inside, images_folder, resolve_images
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
-from cv_hf.errors import DataError
+from cv_hf.errors import DataError, printable
 
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".json")
 _TRIED = 100
+SUFFIXES_LEFT_OUT = (".jpg", ".jpeg", ".png", ".JPG", ".webp", ".tif", ".tiff", ".bmp")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -38,7 +40,7 @@ def read(
 
     Args:
         id: the file or folder.
-        images: the folder that image paths start from; None: that of the table.
+        images: the folder that image paths start from; None: that of the table, else the usual ones beside it.
         column: the image column, where it is not found by itself.
         wanted: splits that must be there.
         findings: filled with what was left out.
@@ -56,10 +58,11 @@ def read(
         check_split(name, list(files))
     base = images_folder(images)
     root = root.parent if root.is_file() else root
-    splits = {
-        name: _with_images(_read_files(paths), base or paths[0].parent, column, findings, on_bad_sample)
-        for name, paths in files.items()
-    }
+    splits = {}
+    for name, paths in files.items():
+        near = [folder for folder in image_folders(paths[0], name, root, None) if Inside(root).holds(folder)]
+        tried = [base] if base else [paths[0].parent, *near]
+        splits[name] = _with_images(_read_files(paths), tried, column, findings, on_bad_sample)
     return Source(id, "parquet", splits, root=base or root)
 
 
@@ -83,7 +86,7 @@ def read_metadata(
             for name in dict.fromkeys(first)
         }
     return {
-        name: _with_images(part, path.parent, "file_name", findings, on_bad_sample) for name, part in by_split.items()
+        name: _with_images(part, [path.parent], "file_name", findings, on_bad_sample) for name, part in by_split.items()
     }
 
 
@@ -111,28 +114,53 @@ def table_files(root: Path) -> dict[str, list[Path]]:
 
 
 def _with_images(
-    rows: datasets.Dataset, base: Path, column: str | None, findings: Findings, on_bad_sample: str
+    rows: datasets.Dataset, folders: Sequence[Path], column: str | None, findings: Findings, on_bad_sample: str
 ) -> datasets.Dataset:
+    """The rows with absolute paths of images, which start from the folder that holds the most of the first ones."""
     try:
         column = find_image(rows.features, {"image": column} if column else None)
     except DataError:
-        if column:
-            raise
-        return rows  # the task says what it misses
+        if column or (column := _image_ids(rows, folders)) is None:
+            return rows  # the task says what it misses
     if not can_be_image(rows.features[column]):
         raise DataError(f"column {column!r} holds neither images nor paths of images.")
-    inside = Inside(base)
+    inside = _folder_of(_texts(rows, column), folders)
     for name, feature in rows.features.items():
         if name == column or is_image(feature) or (name.lower() in MASK_NAMES and _holds_paths(rows, name)):
             rows = resolve_images(rows, name, inside, findings, on_bad_sample)
     return rows
 
 
+def _folder_of(names: Sequence[str], folders: Sequence[Path]) -> Inside:
+    """Of some folders that in which most of the names are files, with their suffix or without it; else the first."""
+    for suffixes in ((), SUFFIXES_LEFT_OUT):
+        each = [Inside(folder, suffixes=suffixes) for folder in folders]
+        held = [sum(os.path.isfile(path) for path in map(inside, names) if path) for inside in each]
+        if max(held):
+            return each[held.index(max(held))]
+    return Inside(folders[0])
+
+
+def _image_ids(rows: datasets.Dataset, folders: Sequence[Path]) -> str | None:
+    """The column of text whose values are the names of image files without their suffix."""
+    for name in rows.column_names:
+        if name.lower() in IMAGE_IDS and (names := _texts(rows, name)):
+            path = _folder_of(names[:1], folders)(names[0])
+            if path is not None and os.path.isfile(path):
+                return name
+    return None
+
+
+def _texts(rows: datasets.Dataset, column: str) -> list[str]:
+    """The first values of a column of text, empty ones left out."""
+    if getattr(rows.features[column], "dtype", "") not in ("string", "large_string"):
+        return []
+    return [value for value in rows.select_columns(column)[:_TRIED][column] if value]
+
+
 def _holds_paths(rows: datasets.Dataset, column: str) -> bool:
     """Whether a column is text that names image files, by its first row that is not empty."""
-    if getattr(rows.features[column], "dtype", "") not in ("string", "large_string"):
-        return False
-    first = next((value for value in rows.select_columns(column)[:_TRIED][column] if value), "")
+    first = next(iter(_texts(rows, column)), "")
     return Path(first).suffix.lower() in image_suffixes()
 
 
@@ -174,6 +202,12 @@ def _read_rows(path: Path) -> datasets.Dataset:
         table = pd.read_csv(
             path, sep="\t" if suffix == ".tsv" else ",", keep_default_na=False, na_values=[""], low_memory=False
         )
+        for name in map(str, table.columns):
+            if Path(name).suffix.lower() in image_suffixes():
+                raise DataError(
+                    f"{path}: its first line holds values ({printable(name)[:60]}), not the names of the columns.\n"
+                    "Write these above it, as image,label or image,xmin,ymin,xmax,ymax,class."
+                )
         return datasets.Dataset.from_pandas(table, preserve_index=False)
     rows: list[Any] = []
     with open(path, encoding="utf-8-sig") as lines:

@@ -16,7 +16,7 @@ from faster_coco_eval.core import mask as coco_mask
 
 from cv_hf.boxes import TO_XYWH, xywh_to_xyxy
 from cv_hf.data import CODES, Diagnosis, UnreadableImage, decode, panoptic, semantic
-from cv_hf.data.annotations import decode_mask
+from cv_hf.data.annotations import decode_mask, upright_mask
 from cv_hf.data.images import image_suffixes
 from cv_hf.data.paths import Inside
 from cv_hf.transforms import Segment, class_colour, draw_boxes, draw_segments
@@ -180,11 +180,11 @@ class _Pictures:
         if code in ("mask-unknown-value", "unlisted-segments"):
             of_segments = "segments_info" in row
             labels = self.diagnosis.labels
-            lost = panoptic.unlisted_pixels(row) if of_segments else semantic.unknown_pixels(row, labels)
+            lost = panoptic.unlisted_pixels(row, size) if of_segments else semantic.unknown_pixels(row, labels, size)
             return _small(_overlaid(small, [Segment(lost, _RED, "of no label")]), 2)
         if isinstance(row.get("mask"), Mapping):
             try:
-                return _beside(small, _small(_visible(decode_mask(row["mask"], file))))
+                return _beside(small, _small(_visible(upright_mask(row["mask"], file, size, row["image"])[0])))
             except UnreadableImage:
                 return small
         fitted, _ = self.diagnosis.fit(row, size, self.diagnosis.labels)

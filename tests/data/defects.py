@@ -691,6 +691,21 @@ def of_masks() -> list[Defect]:
         Defect("instances", "outside", mask([[90, 90, 99, 90, 99, 99]]), {"mask-empty": [name]}),
         Defect("instances", "no mask", mask(None), {"object-without-mask": [name]}),
         Defect("instances", "twice", twice, {"box-duplicate": ["train/0.png box 2"]}),
+        Defect(
+            "instances",
+            "masks of the pixels as stored",
+            writes("train/0.png", turned(6)),
+            {"exif-rotated": ["train/0.png"], "mask-turned": ["train/0.png object 0", "train/0.png object 1"]},
+        ),
+        *(
+            Defect(
+                format,
+                "of the pixels as stored",
+                writes(image, turned(6)),
+                {"exif-rotated": [image], "mask-turned": [image]},
+            )
+            for format in ("masks", "panoptic")
+        ),
         Defect("masks", "another size", writes(png, values_of(values[:-2])), {"mask-size-mismatch": [image]}),
         Defect("masks", "unknown value", writes(png, values_of(stray)), {"mask-unknown-value": [image]}),
         Defect("masks", "JPEG", replaces(png, "masks/train/0.jpg", values_of(values, "JPEG")), {"lossy-mask": [image]}),

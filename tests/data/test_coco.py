@@ -151,7 +151,7 @@ def test_names_of_no_usual_split(tmp_path):
     write(tmp_path, {"0.jpg": None, "annotations/instances_default.json": annotations("0.jpg")})
     assert list(coco.read(str(tmp_path)).splits) == ["train"]
     write(tmp_path, {"annotations/night.json": annotations("0.jpg")})
-    stop("named for a split: .*default.json, .*night.json.\n.*data.splits", tmp_path)
+    stop("named for a split: .*default.json, .*night.json.\nName that.*: data.splits.train=", tmp_path)
     assert list(coco.read(str(tmp_path), wanted=["night"]).splits) == ["night"]
     stop("no split 'nigth'", tmp_path, wanted=["nigth"])
 

@@ -340,7 +340,7 @@ def test_things_and_stuff_must_be_declared(tmp_path):
     plain = [{key: value for key, value in each.items() if key != "isthing"} for each in CATEGORIES]
     files = {f"images/{name}.jpg": None for name in "abcd"} | {f"panoptic/{n}.png": picture(rgb(IDS)) for n in "abcd"}
     root = write(tmp_path, files | {"train.json": content(categories=plain)})
-    with pytest.raises(DataError, match=r"nothing says which classes.*\n.*data.stuff: \[...\] \(of cat, sky, ...\)"):
+    with pytest.raises(DataError, match=r"nothing says which.*\n.*stuff: data.stuff=\[...\] \(of cat, sky, ...\)"):
         load(root)
     assert load(root, stuff=["sky"])[0].labels == LABELS
     assert load(root, stuff=[])[0].labels.things == ("cat", "sky")

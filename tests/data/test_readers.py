@@ -455,7 +455,7 @@ def test_a_split_for_a_model_that_has_its_labels(pets, tmp_path):
     rows, _ = load_split(DataConfig(id=pets), TASK, model, None, lines.append)
     assert set(rows["label"]) == {1}
     assert len(load_split(DataConfig(id=pets), TASK, model, "validation", lines.append)[0]) == 10
-    with pytest.raises(DataError, match="label 'owl' is not in the label map"):
+    with pytest.raises(DataError, match="label 'owl' is not in the labels of the model"):
         load_split(DataConfig(id=pets), TASK, LabelMap(("cat", "dog"), (0, 1)), "train", lines.append)
     with pytest.raises(DataError, match="there is no split 'tset'"):
         load_split(DataConfig(id=pets), TASK, model, "tset", lines.append)

@@ -191,17 +191,6 @@ def test_a_file_that_is_not_there(tmp_path):
     np.testing.assert_array_equal(fitted(None, GREY, path=str(tmp_path / "a.png"))[0], FITTED)
 
 
-def test_an_image_turned_by_exif_and_a_mask_that_was_not():
-    image = {"bytes": photo(HEIGHT, WIDTH, orientation=6), "path": None}
-    row = {"image": image, "mask": {"bytes": mask(blocks(0, 3, size=(WIDTH, HEIGHT))), "path": None}, "file": "a.jpg"}
-    found, ((code, _, reason),) = semantic.fit(row, (HEIGHT, WIDTH), GREY)
-    assert (found, code) == (None, "mask-size-mismatch")
-    assert "6x10 pixels, its image 10x6 once its EXIF orientation has turned it" in reason
-    found, findings = semantic.fit(row | {"mask": {"bytes": mask(RAW), "path": None}}, (HEIGHT, WIDTH), GREY)
-    np.testing.assert_array_equal(found["mask"], FITTED)
-    assert findings == []
-
-
 def test_a_mask_with_exif_of_its_own_is_turned():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
