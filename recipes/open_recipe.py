@@ -3,7 +3,7 @@
     python open_recipe.py RECIPE.yaml [key=value ...]
 
 It calls what `cv_hf.finetune` calls, in the same order, and gives the same losses. What it leaves out is what a script
-of your own may not need: --resume, the picture of predictions, and messages for Ctrl-C.
+of your own may not need: --resume, the lock of the run directory, the picture of predictions, messages for Ctrl-C.
 """
 
 import json

@@ -28,6 +28,7 @@ import yaml
 
 from cv_hf import recipes
 from cv_hf.cli import main
+from cv_hf.training.lock import locked
 from tests.made import write_photos
 
 
@@ -327,6 +328,15 @@ def test_push_after_training(trained, hub):
     assert "recipe.yaml" in hub.repo("tester/by-command").files()
 
 
+def test_what_only_reads_a_run_needs_no_lock(trained, photos, hub, tmp_path):
+    """All that a finished run is used for goes on while it is trained on."""
+    with locked(trained):
+        assert cv_hf("push", trained, "tester/locked").code == 0
+        assert cv_hf("eval", trained, "--data", photos).code == 0
+        assert cv_hf("predict", trained, photos / "test" / "red", "--out", tmp_path / "out").code == 0
+    assert not [name for name in hub.repo("tester/locked").files() if "lock" in name]
+
+
 # Wrong input --------------------------------------------------------------------------------------------------------
 
 
@@ -347,7 +357,11 @@ def test_push_after_training(trained, hub):
         ("augment=[HorizontalFlp]", "albumentations has no 'HorizontalFlp'. Did you mean 'HorizontalFlip'?"),
         ("augment=[{HorizontalFlip: {q: 1}}]", "HorizontalFlip has no argument 'q'"),
         ("augment=[{HorizontalFlip: {p: 7}}]", "augment: HorizontalFlip: "),
-        ("eval.metric=acuracy", "'acuracy' is not measured here, only accuracy, f1_macro, loss. Did you mean"),
+        (
+            "eval.metric=acuracy",
+            "'acuracy' is not measured here, only accuracy, f1_macro, top5_accuracy, loss, map, ",
+        ),
+        ("eval.metric=map", "'map' is not measured here, only accuracy, f1_macro, loss."),
         ("hub.repo_id=not/a/name", "hub.repo_id"),
     ],
 )
@@ -470,6 +484,37 @@ def test_a_run_directory_is_not_overwritten(trained, starter):
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "eval.metric=acuracy",
+        "augment=[HorizontalFlp]",
+        "train.gradient_accumulation_steps=3",
+        "train={ema: 0.9, fsdp: full_shard}",
+        "hub.repo_id=not/a/name",
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_said_before_what_is_in_the_run_directory(trained, starter, override):
+    key = override.partition("=")[0]
+    assert refused(2, "train", starter, override, "--run-dir", trained).startswith(f"cv-hf: {key.split('.')[0]}")
+
+
+def test_a_rate_for_what_is_frozen_is_said_before_too(trained, starter):
+    told = refused(2, "train", starter, "model.freeze=backbone", "train.backbone_lr=1e-5", "--run-dir", trained)
+    assert "the backbone is frozen" in told
+
+
+def test_a_model_without_a_checkpoint_is_not_replaced_by_resuming(trained, starter, tmp_path):
+    """Training would begin at its start, and put another model in its place."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for more in ((), ("--dry-run",)):
+        told = refused(2, "train", starter, "--resume", "--run-dir", run, "train.max_steps=1", *more)
+        assert told.startswith(f"cv-hf: {run}: holds a model/ that --resume would replace")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_token_is_asked_for_before_training(starter, trained, tmp_path, hub, monkeypatch):
     train = ("train", starter, "hub.repo_id=reader/x", "train.max_steps=1", "--run-dir", tmp_path / "run")
     hub.add_token("hf_cli_reader", user="reader", role="read")
@@ -547,6 +592,33 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(starter, tmp_path):
     assert answer.code == 0, answer.err
     steps = [line.split()[1] for line in answer.out.splitlines() if line.startswith("step ")]
     assert steps == [f"{step}/{done + 2}:" for step in (done + 1, done + 2)]
+
+
+def test_two_trainings_do_not_share_a_run_directory(starter, tmp_path):
+    """The second ends before it touches anything; a killed one is gone on from at once, its loader workers or not."""
+    run = tmp_path / "run"
+    train = ["train", str(starter), "--run-dir", str(run), *LONG, "train.dataloader_num_workers=2"]
+    with subprocess.Popen([sys.executable, "-m", "cv_hf", *train], stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert any(line.startswith("step 4/2000: loss") for line in first.stdout)
+            first.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, first.pid, os.WSTOPPED)
+            before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+            for more in ((), ("--resume",)):
+                told = refused(2, *train, *more)
+                assert told.startswith(f"cv-hf: {run}: another training is writing here (process {first.pid} on ")
+            several = ["train", str(starter), "--run-dir", str(run), "--resume", "--nproc", "2"]
+            done = subprocess.run([sys.executable, "-m", "cv_hf", *several], capture_output=True, text=True)
+            assert (done.returncode, done.stderr) == (2, told)
+            assert cv_hf(*train, "--resume", "--dry-run").code == 0
+            assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+        finally:
+            first.kill()
+    saved = max(int(path.name.rpartition("-")[2]) for path in run.glob("checkpoints/checkpoint-*"))
+    answer = cv_hf(*train, "--resume", f"train.max_steps={saved + 2}")
+    assert answer.code == 0, answer.err
+    assert f"resuming from {run}/checkpoints/checkpoint-{saved}\n" in answer.out
+    assert not list(run.rglob(".*"))
 
 
 def test_sigterm_ends_likewise(starter, tmp_path):

@@ -52,7 +52,7 @@ def resolve(recipe: Recipe, task: Task) -> Recipe:
     """The recipe with the task's defaults written out, for everything that does not depend on the machine.
 
     Raises:
-        RecipeError: a number that no training can work with.
+        RecipeError: a number that no training can work with, or a rate for what is frozen.
     """
     given = recipe.train.arguments
     for name, least in LEAST.items():
@@ -62,6 +62,8 @@ def resolve(recipe: Recipe, task: Task) -> Recipe:
         raise RecipeError(f"train.seed should be below 2**32 (got {given['seed']}).")
     defaults = {**TrainConfig().model_dump(), **COMMON, **task.train_defaults}
     if recipe.model.freeze == "backbone":
+        if recipe.train.given.get("backbone_lr") is not None:
+            raise RecipeError("train.backbone_lr: the backbone is frozen (model.freeze); leave out one of the two.")
         defaults["backbone_lr"] = None
     train = TrainConfig(**{**defaults, **recipe.train.given})
     augment = list(task.augment) if recipe.augment is None else recipe.augment

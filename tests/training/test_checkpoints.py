@@ -233,6 +233,8 @@ def test_training_goes_on_before_the_damage(saved, cut, capsys):
 def test_one_that_lacks_only_its_name_is_used(cut):
     folder = cut / "checkpoints"
     (folder / "checkpoint-3").rename(folder / ".checkpoint-3.partial")
+    assert newest_checkpoint(folder, writes=False) == str(folder / ".checkpoint-3.partial")
+    assert not (folder / "checkpoint-3").exists()
     assert newest_checkpoint(folder) == str(folder / "checkpoint-3")
     assert (folder / "checkpoint-3" / "model.safetensors").is_file()
 
