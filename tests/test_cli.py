@@ -408,6 +408,17 @@ def test_a_threshold_that_is_no_score(trained, photos, tmp_path, threshold):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_threshold_where_nothing_is_left_out_by_it(trained, photos, tiny, tmp_path):
+    predict = ("predict", trained, photos / "test", "--threshold", "0.5", "--out", tmp_path / "out")
+    told = "cv-hf: --threshold: {} leaves nothing out by its score. Leave the option out.\n"
+    assert refused(2, *predict) == told.format("image-classification")
+    for family, task in (("segformer_semantic", "semantic"), ("oneformer", "universal")):
+        other = ("predict", tiny(family), *predict[2:], "--task", f"{task}-segmentation", "--subtask", "semantic")
+        assert refused(2, *other) == told.format("a semantic map")
+    assert not (tmp_path / "out").exists()
+    assert cv_hf(*other[:-1], "panoptic").code == 0
+
+
 def test_no_image_that_can_be_read(trained, tmp_path):
     for number in range(7):
         (tmp_path / f"{number}.png").write_bytes(b"no image")
