@@ -397,7 +397,8 @@ def write_results(
     shown = splits.validation if splits.test is None else splits.test
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     seen = evidence(memory, shown)
-    publish.write_arguments(folder / "model", trained.arguments, seen, metrics["validation"])
+    noted = publish.data_notes(recipe, splits)
+    publish.write_arguments(folder / "model", trained.arguments, seen, metrics["validation"], noted)
     publish.write_card(
         folder / "model" / "README.md",
         recipe,

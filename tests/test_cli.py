@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -26,8 +26,11 @@ import pytest
 import transformers
 import yaml
 
-from cv_hf import recipes
+from cv_hf import finetune, recipes
 from cv_hf.cli import main
+from cv_hf.config import DataConfig
+from cv_hf.data import load
+from cv_hf.inference import load_trained, trained_on
 from cv_hf.training.lock import locked
 from tests.made import write_photos
 
@@ -157,7 +160,7 @@ def test_eval_gives_the_numbers_of_the_run(trained, photos, tmp_path):
     assert validation["loss"] != pytest.approx(test["loss"], abs=1e-6)
 
 
-def test_what_was_held_out_of_train_is_what_is_scored(tiny, tmp_path):
+def test_what_was_held_out_of_train_is_what_is_scored(tiny, tmp_path, monkeypatch):
     """A score of images that were trained on is never taken for another."""
     data = write_photos(tmp_path / "photos", {"only": 8})
     for folder in (data / "only").iterdir():
@@ -187,8 +190,97 @@ def test_what_was_held_out_of_train_is_what_is_scored(tiny, tmp_path):
     shutil.copy(data / "red" / "0.png", data / "red" / "new.png")
     assert "not what it was in training" in refused(2, "eval", run, "--data", data)
     (data / "red" / "new.png").unlink()
+    reads: list[str] = []
+    read = load.read
+    monkeypatch.setattr(load, "read", lambda data, *more: reads.append(data.id) or read(data, *more))
     shutil.rmtree(run / "checkpoints")
-    assert "the run has no checkpoint left" in cv_hf("eval", run, "--data", data).out
+    assert "data: scored is validation: 3" in cv_hf("eval", run, "--data", data).out
+    assert reads == [str(data)]
+    notes = json.loads((run / "model" / "cv_hf.json").read_text())
+    del notes["trained_on"]["samples"]
+    (run / "model" / "cv_hf.json").write_text(json.dumps(notes))
+    assert "the model does not tell whether" in cv_hf("eval", run, "--data", data).out
+
+
+@pytest.fixture(scope="module")
+def alone(work, photos, tiny, hub) -> list[str]:
+    """A model without its run directory, trained on a folder called `mine`: a copy of it, and one that was pushed.
+
+    Nothing is held out there but validation. Both have to do without the folders that the recipe says.
+    """
+    mine, run = work / "home" / "mine", work / "home" / "run"
+    shutil.copytree(photos / "train", mine / "pictures")
+    files = sorted((mine / "pictures").rglob("*.png"))
+    rows = [f"{file.relative_to(mine / 'pictures')},{file.parent.name}" for file in files]
+    (mine / "table.csv").write_text("where,what\n" + "\n".join(rows) + "\n")
+    (work / "home" / "names.txt").write_text("green\nred\nblue\n")
+    recipe = {
+        "task": "image-classification",
+        "model": {"id": str(tiny("vit"))},
+        "data": {
+            "id": str(mine / "table.csv"),
+            "images": str(mine / "pictures"),
+            "columns": {"image": "where", "label": "what"},
+            "labels": str(work / "home" / "names.txt"),
+        },
+        "train": {"max_steps": 1, "bf16": False},
+        "run_dir": str(run),
+    }
+    finetune(recipe)
+    assert cv_hf("push", run, "tester/alone").code == 0
+    return [str(shutil.copytree(run / "model", work / "alone")), "tester/alone"]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_model_by_itself_knows_what_it_was_trained_on(alone, work, photos, tmp_path, place):
+    model, home = alone[place], work / "home"
+    scored = json.loads((home / "run" / "metrics.json").read_text())["validation"]
+
+    def of(folder: Path, *more: str) -> list[str]:
+        images = f"data.images={folder / 'pictures'}"
+        return ["eval", model, "--data", str(folder / "table.csv"), images, *more, "--json", "-"]
+
+    for folder in (home / "mine", shutil.copytree(home / "mine", tmp_path / "elsewhere")):
+        answer = cv_hf(*of(folder))
+        assert answer.code == 0, answer.err
+        assert "data: scored is validation: 3, as the run held it out of train" in answer.err
+        assert json.loads(answer.out)["loss"] == pytest.approx(scored["loss"], abs=1e-6)
+        told = cv_hf(*of(folder, "--split", "train")).err
+        assert "data: the model was trained on train, so this score says nothing of other images" in told
+
+    # Another file of that name.
+    table = folder / "table.csv"
+    table.write_text(table.read_text().replace("red/0.png,red\n", ""))
+    assert "Name it: data.columns" in refused(2, *of(folder))
+    told = cv_hf(*of(folder, "data.columns={image: where, label: what}")).err
+    assert "data: scored is" not in told
+    assert "so all of train is scored" in told
+    assert "data: scored is" not in cv_hf("eval", model, "--data", photos).out
+
+
+def test_verify_takes_what_a_model_by_itself_was_scored_on(alone, work):
+    mine = work / "home" / "mine"
+    answer = cv_hf("verify", alone[1], "--data", mine / "table.csv", f"data.images={mine / 'pictures'}")
+    assert "in the evidence of training" in answer.out
+
+
+@pytest.mark.parametrize("key", ["labels", "images", "masks"])
+def test_a_model_from_anybody_names_no_place_to_read(alone, work, key):
+    home = work / "home"
+    trained, data = (
+        load_trained(alone[0]),
+        DataConfig(id=str(home / "mine" / "table.csv"), images=f"{home}/mine/pictures"),
+    )
+    assert trained_on(trained, data).data.labels == {"green": "green", "red": "red", "blue": "blue"}
+    notes = {**trained.trained_on, "data": {**trained.trained_on["data"], key: str(home / "names.txt")}}
+    assert trained_on(replace(trained, trained_on=notes), data) is None
+
+
+def test_what_a_model_tells_of_its_data_has_no_path(alone, work, hub):
+    said = hub.repo("tester/alone").files()
+    texts = {name: content.decode() for name, content in said.items() if not name.endswith(".safetensors")}
+    assert "trained_on" in json.loads(texts["cv_hf.json"])
+    assert [name for name, text in texts.items() if str(work) in text or "home" in text] == []
 
 
 def test_eval_takes_the_splits_that_the_data_section_names(trained, photos):
