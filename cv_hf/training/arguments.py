@@ -162,6 +162,11 @@ def local_processes() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe(arguments: TrainingArguments) -> str:
     """One line: device, precision, workers, batch."""
     kind = "bfloat16 autocast" if arguments.bf16 else "float16 autocast" if arguments.fp16 else "float32"
@@ -179,6 +184,6 @@ def _workers(devices: int, accelerated: bool) -> int:
 
     Of two cores a worker takes more from the model's threads, which wait for each other, than it gives.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    spare = cores // devices - 1 if accelerated else cores // devices // 4
+    cores = available_cores() // devices
+    spare = cores - 1 if accelerated else cores // 4
     return max(0, min(8, spare))
