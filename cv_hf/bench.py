@@ -58,7 +58,7 @@ def bench(
     asked = load_recipe(recipe, overrides)
     changed = [f"{key}={'null' if value is None else str(value).lower()}" for key, value in _PLAIN.items()]
     with tempfile.TemporaryDirectory() as aside, redirect_stdout(io.StringIO()):
-        plain, task, _ = open_recipe(asked, [*changed, f"run_dir={aside}", "train.max_steps=1000000"], resume=False)
+        plain, task = open_recipe(asked, [*changed, f"run_dir={aside}", "train.max_steps=1000000"])
         splits, _, trainer = prepare(plain, task, Path(aside), None)
         try:
             reading, batches = _reading(trainer, seconds)

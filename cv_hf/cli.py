@@ -113,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("model", metavar="MODEL", help="a Hub id, a run directory or its model/")
     predict.add_argument("images", metavar="IMAGE|DIR", nargs="+")
     predict.add_argument("--out", metavar="DIR", default="predictions", help="default: predictions")
-    predict.add_argument("--threshold", metavar="T", type=float, help="the least score of a box (default: the model's)")
+    predict.add_argument(
+        "--threshold", metavar="T", type=float, help="the least score of a box or mask (default: its own)"
+    )
     predict.add_argument("--subtask", help="semantic, instance or panoptic, of a model that does all three")
     predict.add_argument("--task", help="the task of a model that cv_hf did not train")
     predict.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
@@ -303,13 +305,17 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise RecipeError(f"--threshold: {arguments.threshold:g} is no score; scores go from 0 to 1.")
     out = Path(arguments.out)
     trained = load_trained(arguments.model, arguments.task, trust_remote_code=arguments.trust_remote_code)
-    if arguments.threshold is not None:
-        trained = replace(trained, arguments={**trained.arguments, "threshold": arguments.threshold})
     if arguments.subtask is not None:
         if arguments.subtask not in trained.task.subtasks:
             known = ", ".join(trained.task.subtasks) or "none"
             raise RecipeError(f"--subtask: a model of {trained.task.name} has no {arguments.subtask}, only {known}.")
         trained = replace(trained, arguments={**trained.arguments, "subtask": arguments.subtask})
+    if arguments.threshold is not None:
+        semantic = trained.arguments.get("subtask") == "semantic"
+        if semantic or "threshold" not in trained.task.complete:
+            what = "a semantic map" if semantic else trained.task.name
+            raise RecipeError(f"--threshold: {what} leaves nothing out by its score. Leave the option out.")
+        trained = replace(trained, arguments={**trained.arguments, "threshold": arguments.threshold})
     answers = predict_files(trained, arguments.images, out)
     for file, answer in answers.items():
         # A class of a semantic map has no score.

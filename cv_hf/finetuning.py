@@ -11,7 +11,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from cv_hf.training import (
     image_cache,
     learnt,
     local_processes,
+    locked,
     megabytes,
     memory_error,
     newest_checkpoint,
@@ -98,13 +99,12 @@ def finetune(
     Raises:
         CvHfError: the recipe, the data or the model cannot be used, or the Hub failed; see cv_hf.errors.
     """
-    recipe, task, checkpoint = open_recipe(recipe, overrides, resume=resume)
+    recipe, task = open_recipe(recipe, overrides)
     folder = Path(recipe.run_dir)
-    if is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
-
-    with resumable(folder):
+    with locked(folder) if is_main() else nullcontext(), resumable(folder):
+        checkpoint = open_run(recipe, resume=resume)
+        if is_main():
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
         splits, built, trainer = prepare(recipe, task, folder, checkpoint)
         outcome = train(trainer, recipe, folder, checkpoint)
 
@@ -130,7 +130,8 @@ def dry_run(
     Data, labels, one forward and backward, memory, disk for the checkpoints, and the right to write to the Hub.
     A run directory that holds a run already is not refused.
     """
-    recipe, task, checkpoint = open_recipe(recipe, overrides, resume=resume, writes=False)
+    recipe, task = open_recipe(recipe, overrides)
+    checkpoint = open_run(recipe, resume=resume, writes=False)
     with tempfile.TemporaryDirectory() as aside:
         splits, _, trainer = prepare(recipe, task, Path(aside), checkpoint)
         present = task.present(splits.train)
@@ -143,10 +144,26 @@ def dry_run(
     return found
 
 
-def open_recipe(
-    recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str], *, resume: bool, writes: bool = True
-) -> tuple[Recipe, Task, str | None]:
-    """The recipe with all defaults, its task, and the checkpoint to go on from, which the main process alone looks for.
+def open_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Task]:
+    """The recipe with all defaults, and its task.
+
+    Raises:
+        RecipeError: a value that cannot be right, whatever the data and the model are.
+    """
+    recipe = load_recipe(recipe, overrides)
+    task = get_task(recipe.task)
+    recipe = resolve(recipe, task)
+    known = task.metrics(None, ())
+    metric = choose_metric(recipe, known)
+    arguments = training_arguments(recipe, Path(recipe.run_dir) / "checkpoints", metric, known[metric])
+    build_augment(recipe.augment or [], None, data_seed(arguments), moved=task.moved)
+    if recipe.hub:
+        publish.check_name(recipe.hub.repo_id)
+    return recipe, task
+
+
+def open_run(recipe: Recipe, *, resume: bool, writes: bool = True) -> str | None:
+    """The checkpoint of the run directory to go on from, which the main process alone looks for.
 
     Args:
         writes: whether a run will be written, which must not be over another.
@@ -155,25 +172,27 @@ def open_recipe(
         RecipeError: the run directory holds a run, which would be overwritten; or one that was trained otherwise.
         HubError: the recipe wants a push, and the token may not write there.
     """
-    recipe = load_recipe(recipe, overrides)
-    task = get_task(recipe.task)
-    recipe = resolve(recipe, task)
-    checkpoint = None
-    if is_main():
-        folder = Path(recipe.run_dir)
-        if writes and not resume and ((folder / "model").exists() or any(folder.glob("checkpoints/checkpoint-*"))):
-            raise RecipeError(f"{folder}: holds a run already. Go on with --resume, or choose another with --run-dir.")
-        if resume:
-            checkpoint = newest_checkpoint(folder / "checkpoints", echo)
-        if checkpoint:
-            check_changes(read_manifest(Path(checkpoint)), {"recipe": as_json(recipe)}, Path(checkpoint), echo)
-        elif resume:
-            # No refusal: a script that may be started again says --resume from the first.
-            what = "complete checkpoint" if folder.exists() else "run to resume"
-            echo(f"WARNING: {folder}: there is no {what}; training begins at its start")
-        if recipe.hub:
-            publish.check_can_write(recipe.hub.repo_id)
-    return recipe, task, checkpoint
+    if not is_main():
+        return None
+    folder = Path(recipe.run_dir)
+    finished = (folder / "model").exists()
+    if writes and not resume and (finished or any(folder.glob("checkpoints/checkpoint-*"))):
+        raise RecipeError(f"{folder}: holds a run already. Go on with --resume, or choose another with --run-dir.")
+    checkpoint = newest_checkpoint(folder / "checkpoints", echo, writes=writes) if resume else None
+    if checkpoint:
+        check_changes(read_manifest(Path(checkpoint)), {"recipe": as_json(recipe)}, Path(checkpoint), echo)
+    elif resume and finished:
+        raise RecipeError(
+            f"{folder}: holds a model/ that --resume would replace: there is no complete checkpoint to go on from.\n"
+            "Train anew with another --run-dir, or remove the model/ first."
+        )
+    elif resume:
+        # No refusal: a script that may be started again says --resume from the first.
+        what = "complete checkpoint" if (folder / "recipe.yaml").exists() else "run to resume"
+        echo(f"WARNING: {folder}: there is no {what}; training begins at its start")
+    if recipe.hub:
+        publish.check_can_write(recipe.hub.repo_id)
+    return checkpoint
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
@@ -235,8 +254,6 @@ def build_trainer(
 ) -> Trainer:
     """Put data, model and arguments together; config stops here. `notes` go into each checkpoint."""
     if recipe.model.freeze == "backbone":
-        if recipe.train.backbone_lr is not None:
-            raise RecipeError("train.backbone_lr: the backbone is frozen (model.freeze); leave out one of the two.")
         freeze_backbone(built.model)
     known = task.metrics(splits.labels, splits.train.column_names)
     metric = choose_metric(recipe, known)
@@ -380,7 +397,8 @@ def write_results(
     shown = splits.validation if splits.test is None else splits.test
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     seen = evidence(memory, shown)
-    publish.write_arguments(folder / "model", trained.arguments, seen, metrics["validation"])
+    noted = publish.data_notes(recipe, splits)
+    publish.write_arguments(folder / "model", trained.arguments, seen, metrics["validation"], noted)
     publish.write_card(
         folder / "model" / "README.md",
         recipe,

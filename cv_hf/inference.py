@@ -17,12 +17,22 @@ from tqdm import tqdm
 
 from cv_hf import publish
 from cv_hf.config import DataConfig, ModelConfig, load_recipe
-from cv_hf.data import Findings, LabelMap, TrainedOn, check_name, decode, from_class_names, image_suffixes, load_split
+from cv_hf.data import (
+    Findings,
+    LabelMap,
+    TrainedOn,
+    check_name,
+    decode,
+    from_class_names,
+    image_suffixes,
+    is_of_run,
+    load_split,
+)
 from cv_hf.errors import DataError, Interrupted, ModelError, RecipeError
 from cv_hf.models import build_model, check_is_there
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
-from cv_hf.training import EvalSamples, evaluate, forward, read_manifest, recorder, write_text
+from cv_hf.training import EvalSamples, evaluate, forward, recorder, write_text
 from cv_hf.transforms import contact_sheet
 
 SHEET = 20
@@ -34,7 +44,8 @@ _PICTURE = re.compile(r"\d{5,}_[\w.-]*\.png")
 class Trained:
     """A trained model as pipeline() loads it: float32, evaluation mode, its saved processor.
 
-    `arguments` are those that pipeline() is to be called with, as a score threshold.
+    `arguments` are those that pipeline() is to be called with, as a score threshold; `trained_on` what the model's
+    notes say of its data.
     """
 
     id: str
@@ -43,6 +54,7 @@ class Trained:
     processor: Any
     labels: LabelMap
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_code: bool = False) -> Trained:
@@ -81,7 +93,7 @@ def load_trained(model_id: str | Path, task: str | None = None, *, trust_remote_
         labels = from_class_names(_distinct([name for _, name in sorted(built.model.config.id2label.items())]))
     model = built.model.eval().to(PartialState().device)
     arguments = notes.get("pipeline") or known.arguments({}, model.config)
-    return Trained(model_id, known, model, built.processor, labels, arguments)
+    return Trained(model_id, known, model, built.processor, labels, arguments, notes.get("trained_on", {}))
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -112,19 +124,29 @@ def score(
 
 
 def trained_on(trained: Trained, data: DataConfig) -> TrainedOn | None:
-    """What a model's run directory tells of the data, if it is what the model was trained on."""
+    """What a model tells of the data, if it is what the model was trained on.
+
+    Its run directory knows the data by its place. A model by itself, from the Hub or copied, knows a dataset of the Hub
+    by its id, and local data by the name of its folder and the names of its samples.
+    """
+    noted = trained.trained_on
+    samples = noted.get("samples")
     folder = Path(trained.id).parent
-    if Path(trained.id).name != "model" or not (folder / "recipe.yaml").is_file():
-        return None
     try:
-        recipe = load_recipe(folder / "recipe.yaml")
-    except RecipeError:  # of another version, or edited since
+        if Path(trained.id).name == "model" and (folder / "recipe.yaml").is_file():
+            recipe = load_recipe(folder / "recipe.yaml")
+            if recipe.data.config == data.config and os.path.realpath(recipe.data.id) == os.path.realpath(data.id):
+                return TrainedOn(recipe.data, recipe.train.arguments["seed"], samples)
+        known = TrainedOn(DataConfig.model_validate(noted["data"]), int(noted["seed"]), samples)
+    except (RecipeError, KeyError, TypeError, ValueError):  # of another version, or edited since
         return None
-    if recipe.data.config != data.config or os.path.realpath(recipe.data.id) != os.path.realpath(data.id):
+    if known.data.images or known.data.masks or isinstance(known.data.labels, str):
+        return None  # a model may come from anybody, and names no place of this machine to read
+    local = os.path.exists(data.id)
+    name = os.path.basename(os.path.realpath(data.id)) if local else data.id
+    if (known.data.config, known.data.id) != (data.config, name) or noted.get("hub") is local:
         return None
-    manifest = next((folder / "checkpoints").glob("checkpoint-*/manifest.json"), None)
-    samples = None if manifest is None else read_manifest(manifest.parent).get("samples")
-    return TrainedOn(recipe.data, recipe.train.arguments["seed"], samples)
+    return known if not local or is_of_run(data, trained.task, known) else None
 
 
 def evaluate_model(

@@ -3,7 +3,7 @@
     python open_recipe.py RECIPE.yaml [key=value ...]
 
 It calls what `cv_hf.finetune` calls, in the same order, and gives the same losses. What it leaves out is what a script
-of your own may not need: --resume, the picture of predictions, and messages for Ctrl-C.
+of your own may not need: --resume, the lock of the run directory, the picture of predictions, messages for Ctrl-C.
 """
 
 import json
@@ -137,11 +137,13 @@ def main(recipe_file: str, *overrides: str) -> dict:
     metrics["findings"] = splits.findings.to_dict()
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
-    # What pipeline() should be called with, as a score threshold; what `cv-hf verify` compares with; card and push.
+    # What pipeline() should be called with, as a score threshold; what `cv-hf verify` compares with; what was trained
+    # on; card and push.
     call = task.arguments(metrics["validation"], trained.model.config)
     memory = replace(trained, model=trainer.plain_model().eval(), processor=processor, arguments=call)
     seen = evidence(memory, splits.test or splits.validation)
-    publish.write_arguments(folder / "model", call, seen, metrics["validation"])
+    noted = publish.data_notes(recipe, splits)
+    publish.write_arguments(folder / "model", call, seen, metrics["validation"], noted)
     publish.write_card(
         folder / "model" / "README.md",
         recipe,

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -26,8 +26,12 @@ import pytest
 import transformers
 import yaml
 
-from cv_hf import recipes
+from cv_hf import finetune, recipes
 from cv_hf.cli import main
+from cv_hf.config import DataConfig
+from cv_hf.data import load
+from cv_hf.inference import load_trained, trained_on
+from cv_hf.training.lock import locked
 from tests.made import write_photos
 
 
@@ -156,7 +160,7 @@ def test_eval_gives_the_numbers_of_the_run(trained, photos, tmp_path):
     assert validation["loss"] != pytest.approx(test["loss"], abs=1e-6)
 
 
-def test_what_was_held_out_of_train_is_what_is_scored(tiny, tmp_path):
+def test_what_was_held_out_of_train_is_what_is_scored(tiny, tmp_path, monkeypatch):
     """A score of images that were trained on is never taken for another."""
     data = write_photos(tmp_path / "photos", {"only": 8})
     for folder in (data / "only").iterdir():
@@ -186,8 +190,97 @@ def test_what_was_held_out_of_train_is_what_is_scored(tiny, tmp_path):
     shutil.copy(data / "red" / "0.png", data / "red" / "new.png")
     assert "not what it was in training" in refused(2, "eval", run, "--data", data)
     (data / "red" / "new.png").unlink()
+    reads: list[str] = []
+    read = load.read
+    monkeypatch.setattr(load, "read", lambda data, *more: reads.append(data.id) or read(data, *more))
     shutil.rmtree(run / "checkpoints")
-    assert "the run has no checkpoint left" in cv_hf("eval", run, "--data", data).out
+    assert "data: scored is validation: 3" in cv_hf("eval", run, "--data", data).out
+    assert reads == [str(data)]
+    notes = json.loads((run / "model" / "cv_hf.json").read_text())
+    del notes["trained_on"]["samples"]
+    (run / "model" / "cv_hf.json").write_text(json.dumps(notes))
+    assert "the model does not tell whether" in cv_hf("eval", run, "--data", data).out
+
+
+@pytest.fixture(scope="module")
+def alone(work, photos, tiny, hub) -> list[str]:
+    """A model without its run directory, trained on a folder called `mine`: a copy of it, and one that was pushed.
+
+    Nothing is held out there but validation. Both have to do without the folders that the recipe says.
+    """
+    mine, run = work / "home" / "mine", work / "home" / "run"
+    shutil.copytree(photos / "train", mine / "pictures")
+    files = sorted((mine / "pictures").rglob("*.png"))
+    rows = [f"{file.relative_to(mine / 'pictures')},{file.parent.name}" for file in files]
+    (mine / "table.csv").write_text("where,what\n" + "\n".join(rows) + "\n")
+    (work / "home" / "names.txt").write_text("green\nred\nblue\n")
+    recipe = {
+        "task": "image-classification",
+        "model": {"id": str(tiny("vit"))},
+        "data": {
+            "id": str(mine / "table.csv"),
+            "images": str(mine / "pictures"),
+            "columns": {"image": "where", "label": "what"},
+            "labels": str(work / "home" / "names.txt"),
+        },
+        "train": {"max_steps": 1, "bf16": False},
+        "run_dir": str(run),
+    }
+    finetune(recipe)
+    assert cv_hf("push", run, "tester/alone").code == 0
+    return [str(shutil.copytree(run / "model", work / "alone")), "tester/alone"]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_model_by_itself_knows_what_it_was_trained_on(alone, work, photos, tmp_path, place):
+    model, home = alone[place], work / "home"
+    scored = json.loads((home / "run" / "metrics.json").read_text())["validation"]
+
+    def of(folder: Path, *more: str) -> list[str]:
+        images = f"data.images={folder / 'pictures'}"
+        return ["eval", model, "--data", str(folder / "table.csv"), images, *more, "--json", "-"]
+
+    for folder in (home / "mine", shutil.copytree(home / "mine", tmp_path / "elsewhere")):
+        answer = cv_hf(*of(folder))
+        assert answer.code == 0, answer.err
+        assert "data: scored is validation: 3, as the run held it out of train" in answer.err
+        assert json.loads(answer.out)["loss"] == pytest.approx(scored["loss"], abs=1e-6)
+        told = cv_hf(*of(folder, "--split", "train")).err
+        assert "data: the model was trained on train, so this score says nothing of other images" in told
+
+    # Another file of that name.
+    table = folder / "table.csv"
+    table.write_text(table.read_text().replace("red/0.png,red\n", ""))
+    assert "Name it: data.columns" in refused(2, *of(folder))
+    told = cv_hf(*of(folder, "data.columns={image: where, label: what}")).err
+    assert "data: scored is" not in told
+    assert "so all of train is scored" in told
+    assert "data: scored is" not in cv_hf("eval", model, "--data", photos).out
+
+
+def test_verify_takes_what_a_model_by_itself_was_scored_on(alone, work):
+    mine = work / "home" / "mine"
+    answer = cv_hf("verify", alone[1], "--data", mine / "table.csv", f"data.images={mine / 'pictures'}")
+    assert "in the evidence of training" in answer.out
+
+
+@pytest.mark.parametrize("key", ["labels", "images", "masks"])
+def test_a_model_from_anybody_names_no_place_to_read(alone, work, key):
+    home = work / "home"
+    trained, data = (
+        load_trained(alone[0]),
+        DataConfig(id=str(home / "mine" / "table.csv"), images=f"{home}/mine/pictures"),
+    )
+    assert trained_on(trained, data).data.labels == {"green": "green", "red": "red", "blue": "blue"}
+    notes = {**trained.trained_on, "data": {**trained.trained_on["data"], key: str(home / "names.txt")}}
+    assert trained_on(replace(trained, trained_on=notes), data) is None
+
+
+def test_what_a_model_tells_of_its_data_has_no_path(alone, work, hub):
+    said = hub.repo("tester/alone").files()
+    texts = {name: content.decode() for name, content in said.items() if not name.endswith(".safetensors")}
+    assert "trained_on" in json.loads(texts["cv_hf.json"])
+    assert [name for name, text in texts.items() if str(work) in text or "home" in text] == []
 
 
 def test_eval_takes_the_splits_that_the_data_section_names(trained, photos):
@@ -327,6 +420,15 @@ def test_push_after_training(trained, hub):
     assert "recipe.yaml" in hub.repo("tester/by-command").files()
 
 
+def test_what_only_reads_a_run_needs_no_lock(trained, photos, hub, tmp_path):
+    """All that a finished run is used for goes on while it is trained on."""
+    with locked(trained):
+        assert cv_hf("push", trained, "tester/locked").code == 0
+        assert cv_hf("eval", trained, "--data", photos).code == 0
+        assert cv_hf("predict", trained, photos / "test" / "red", "--out", tmp_path / "out").code == 0
+    assert not [name for name in hub.repo("tester/locked").files() if "lock" in name]
+
+
 # Wrong input --------------------------------------------------------------------------------------------------------
 
 
@@ -347,7 +449,11 @@ def test_push_after_training(trained, hub):
         ("augment=[HorizontalFlp]", "albumentations has no 'HorizontalFlp'. Did you mean 'HorizontalFlip'?"),
         ("augment=[{HorizontalFlip: {q: 1}}]", "HorizontalFlip has no argument 'q'"),
         ("augment=[{HorizontalFlip: {p: 7}}]", "augment: HorizontalFlip: "),
-        ("eval.metric=acuracy", "'acuracy' is not measured here, only accuracy, f1_macro, loss. Did you mean"),
+        (
+            "eval.metric=acuracy",
+            "'acuracy' is not measured here, only accuracy, f1_macro, top5_accuracy, loss, map, ",
+        ),
+        ("eval.metric=map", "'map' is not measured here, only accuracy, f1_macro, loss."),
         ("hub.repo_id=not/a/name", "hub.repo_id"),
     ],
 )
@@ -392,6 +498,17 @@ def test_a_threshold_that_is_no_score(trained, photos, tmp_path, threshold):
     told = refused(2, "predict", trained, photos / "test", f"--threshold={threshold}", "--out", tmp_path / "out")
     assert told == f"cv-hf: --threshold: {threshold} is no score; scores go from 0 to 1.\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_threshold_where_nothing_is_left_out_by_it(trained, photos, tiny, tmp_path):
+    predict = ("predict", trained, photos / "test", "--threshold", "0.5", "--out", tmp_path / "out")
+    told = "cv-hf: --threshold: {} leaves nothing out by its score. Leave the option out.\n"
+    assert refused(2, *predict) == told.format("image-classification")
+    for family, task in (("segformer_semantic", "semantic"), ("oneformer", "universal")):
+        other = ("predict", tiny(family), *predict[2:], "--task", f"{task}-segmentation", "--subtask", "semantic")
+        assert refused(2, *other) == told.format("a semantic map")
+    assert not (tmp_path / "out").exists()
+    assert cv_hf(*other[:-1], "panoptic").code == 0
 
 
 def test_no_image_that_can_be_read(trained, tmp_path):
@@ -468,6 +585,37 @@ def test_a_run_directory_is_not_overwritten(trained, starter):
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     assert "holds a run already" in refused(2, "train", starter, "--run-dir", trained)
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "eval.metric=acuracy",
+        "augment=[HorizontalFlp]",
+        "train.gradient_accumulation_steps=3",
+        "train={ema: 0.9, fsdp: full_shard}",
+        "hub.repo_id=not/a/name",
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_said_before_what_is_in_the_run_directory(trained, starter, override):
+    key = override.partition("=")[0]
+    assert refused(2, "train", starter, override, "--run-dir", trained).startswith(f"cv-hf: {key.split('.')[0]}")
+
+
+def test_a_rate_for_what_is_frozen_is_said_before_too(trained, starter):
+    told = refused(2, "train", starter, "model.freeze=backbone", "train.backbone_lr=1e-5", "--run-dir", trained)
+    assert "the backbone is frozen" in told
+
+
+def test_a_model_without_a_checkpoint_is_not_replaced_by_resuming(trained, starter, tmp_path):
+    """Training would begin at its start, and put another model in its place."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for more in ((), ("--dry-run",)):
+        told = refused(2, "train", starter, "--resume", "--run-dir", run, "train.max_steps=1", *more)
+        assert told.startswith(f"cv-hf: {run}: holds a model/ that --resume would replace")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_token_is_asked_for_before_training(starter, trained, tmp_path, hub, monkeypatch):
@@ -547,6 +695,33 @@ def test_ctrl_c_ends_with_the_command_that_goes_on(starter, tmp_path):
     assert answer.code == 0, answer.err
     steps = [line.split()[1] for line in answer.out.splitlines() if line.startswith("step ")]
     assert steps == [f"{step}/{done + 2}:" for step in (done + 1, done + 2)]
+
+
+def test_two_trainings_do_not_share_a_run_directory(starter, tmp_path):
+    """The second ends before it touches anything; a killed one is gone on from at once, its loader workers or not."""
+    run = tmp_path / "run"
+    train = ["train", str(starter), "--run-dir", str(run), *LONG, "train.dataloader_num_workers=2"]
+    with subprocess.Popen([sys.executable, "-m", "cv_hf", *train], stdout=subprocess.PIPE, text=True) as first:
+        try:
+            assert any(line.startswith("step 4/2000: loss") for line in first.stdout)
+            first.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, first.pid, os.WSTOPPED)
+            before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+            for more in ((), ("--resume",)):
+                told = refused(2, *train, *more)
+                assert told.startswith(f"cv-hf: {run}: another training is writing here (process {first.pid} on ")
+            several = ["train", str(starter), "--run-dir", str(run), "--resume", "--nproc", "2"]
+            done = subprocess.run([sys.executable, "-m", "cv_hf", *several], capture_output=True, text=True)
+            assert (done.returncode, done.stderr) == (2, told)
+            assert cv_hf(*train, "--resume", "--dry-run").code == 0
+            assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+        finally:
+            first.kill()
+    saved = max(int(path.name.rpartition("-")[2]) for path in run.glob("checkpoints/checkpoint-*"))
+    answer = cv_hf(*train, "--resume", f"train.max_steps={saved + 2}")
+    assert answer.code == 0, answer.err
+    assert f"resuming from {run}/checkpoints/checkpoint-{saved}\n" in answer.out
+    assert not list(run.rglob(".*"))
 
 
 def test_sigterm_ends_likewise(starter, tmp_path):

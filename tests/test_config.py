@@ -27,7 +27,7 @@ from cv_hf.config import (
 )
 from cv_hf.errors import CvHfError, RecipeError
 from cv_hf.tasks import get_task
-from cv_hf.training import resolve, training_arguments
+from cv_hf.training import arguments, progress, resolve, training_arguments
 
 LEAST = {"task": "image-classification", "model": {"id": "user/model"}, "data": {"id": "user/data"}}
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -366,3 +366,12 @@ def test_any_text_is_a_recipe_or_an_error_of_two_lines(tmp_path_factory, text):
         check_outcome(file)
     check_outcome(LEAST, (text,))
     check_outcome(LEAST, (f"train.{text}",))
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(2, 1, (0, 1)), (16, 2, (2, 7)), (64, 1, (8, 8))])
+def test_workers_are_as_many_as_the_cores_that_the_line_about_waiting_counts_allow(
+    monkeypatch, cores, processes, workers
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    assert f"on {cores} core(s)" in progress.starvation(1.0, 1.0, 0)
+    assert tuple(arguments._workers(processes, accelerated) for accelerated in (False, True)) == workers

@@ -107,6 +107,9 @@ def test_from_a_private_dataset_to_pipeline_in_other_code(hub: LoopbackHub, tiny
     for file, answer in zip(images, theirs, strict=True):
         assert scores(ours[file]["prediction"]) == pytest.approx(scores(answer), abs=1e-6)
 
+    told = process("-m", "cv_hf", "eval", "ann/classifier", "--data", "ann/photos", "--split", "train")
+    assert "data: the model was trained on train, so this score says nothing of other images" in told
+
     everything = [path.read_bytes() for path in run.rglob("*") if path.is_file()]
     assert len(everything) > 10
     secrets = [*everything, *files.values(), *(text.encode() for text in outputs)]

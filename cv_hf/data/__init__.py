@@ -6,7 +6,7 @@ from cv_hf.data.doctor import Diagnosis, check, task_shown
 from cv_hf.data.findings import CODES, NAMES_KEPT, Findings
 from cv_hf.data.images import UnreadableImage, check_images, decode, decode_array, image_suffixes, read_header
 from cv_hf.data.labels import LabelMap, from_class_names
-from cv_hf.data.load import Splits, TrainedOn, fingerprint, load_split, load_splits
+from cv_hf.data.load import Splits, TrainedOn, fingerprint, is_of_run, load_split, load_splits
 from cv_hf.data.paths import check_name
 from cv_hf.data.source import Source
 
@@ -30,6 +30,7 @@ __all__ = [
     "fingerprint",
     "from_class_names",
     "image_suffixes",
+    "is_of_run",
     "load_split",
     "load_splits",
     "read_header",

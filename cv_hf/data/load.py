@@ -28,7 +28,7 @@ from cv_hf.data.images import check_images, relative_name
 from cv_hf.data.labels import LabelMap, shortened
 from cv_hf.data.source import Source
 from cv_hf.data.splits import ROLES, check_split, choose_splits, hold_out, subset, usual_split
-from cv_hf.errors import DataError
+from cv_hf.errors import CvHfError, DataError
 from cv_hf.task import Task
 
 # The formats of annotated images, and those of them that hold boxes.
@@ -58,12 +58,17 @@ class TrainedOn:
     Attributes:
         data: the run's data section.
         seed: of what it held out.
-        samples: the `fingerprint` of its splits; None where no checkpoint tells.
+        samples: the `fingerprint` of its splits; None where nothing tells.
     """
 
     data: DataConfig
     seed: int
     samples: Mapping[str, Any] | None
+
+    def section(self, data: DataConfig) -> DataConfig:
+        """The run's data section, but for what `data` says of reading."""
+        said = {name: getattr(data, name) for name in data.model_fields_set - {"splits", "max_samples"}}
+        return self.data.model_copy(update=said)
 
 
 @contextmanager
@@ -96,7 +101,13 @@ def load_splits(data: DataConfig, task: Task, seed: int, echo: Callable[[str], N
         HubError: the Hub failed.
     """
     findings = Findings()
-    source = read(data, task, [name for name in (data.splits or {}).values() if isinstance(name, str)], findings)
+    return _ready(read(data, task, _named_splits(data), findings), data, task, seed, echo, findings)
+
+
+def _ready(
+    source: Source, data: DataConfig, task: Task, seed: int, echo: Callable[[str], None], findings: Findings
+) -> Splits:
+    """`load_splits` of what was read."""
     chosen, parts = choose_splits(list(source.splits), data.splits)
     rows = canonical_rows(source, chosen, {"test"} - set(data.splits or {}), data, task, echo)
     for role, split in rows.items():
@@ -147,7 +158,8 @@ def load_split(
         labels: the model's; the data's labels are matched by name, or by source id where the data has no names.
         split: a split of the data, or train, validation or test as `data.splits` or any usual name has it; None: test,
             else validation, else the only one, the first of these that has labels.
-        run: of the model, if this is its data; then what the run held out of train is a split too.
+        run: of the model, if this is its data; then what the run held out of train is a split too, and the data is read
+            as the run read it, but for what `data` says.
 
     Raises:
         DataError: no such split, no sample with a label, a label that the model does not have, or what was held out
@@ -155,12 +167,15 @@ def load_split(
         HubError: the Hub failed.
     """
     findings = Findings()
-    source = read(data, task, [], findings, split)
+    whole = data if run is None else run.section(data)
+    source = read(whole, task, [] if run is None else _named_splits(whole), findings, split)
+    data = whole.model_copy(update={"splits": data.splits, "max_samples": data.max_samples})
     names = list(source.splits)
     chosen, parts = _roles(names, data, run)
     for name, held_out in _candidates(names, split, data, chosen, parts):
         if held_out:
-            return _of_run(data, task, labels, name, echo, run)
+            splits = _ready(source, whole, task, run.seed, echo, findings)
+            return _of_run(splits, data, task, labels, name, echo, run), findings
         split_rows = task.canonical(source.splits[name], data)
         _refuse_empty(split_rows, name, data, findings)
         rows = named({"test": split_rows}, {"test": name}, source.root)
@@ -370,14 +385,17 @@ def _candidates(
 
 
 def _of_run(
-    data: DataConfig, task: Task, labels: LabelMap, role: str, echo: Callable[[str], None], run: TrainedOn
-) -> tuple[datasets.Dataset, Findings]:
+    splits: Splits,
+    data: DataConfig,
+    task: Task,
+    labels: LabelMap,
+    role: str,
+    echo: Callable[[str], None],
+    run: TrainedOn,
+) -> datasets.Dataset:
     """What the model's run held out of its train split."""
-    said = {name: getattr(data, name) for name in data.model_fields_set - {"splits", "max_samples"}}
-    same = run.data.model_copy(update=said)
-    splits = load_splits(same, task, run.seed, echo)
     if run.samples is None:
-        echo("data: the run has no checkpoint left, which would tell whether the data is as it was in training")
+        echo("data: the model does not tell whether the data is as it was in training")
     if splits.labels.names != labels.names or run.samples not in (None, fingerprint(splits)):
         raise DataError(
             f"{data.id}: the data is not what it was in training, so what was held out of train cannot be told.\n"
@@ -385,7 +403,20 @@ def _of_run(
         )
     found = _at_most(getattr(splits, role), task, data, seed=0)
     echo(f"data: scored is {role}: {len(found)}, as the run held it out of train")
-    return found, splits.findings
+    return found
+
+
+def is_of_run(data: DataConfig, task: Task, run: TrainedOn) -> bool:
+    """Whether data of another place, or one that is not known, has the samples of a run by their names and classes."""
+    try:
+        splits = load_splits(run.section(data), task, run.seed, lambda line: None)
+    except CvHfError:
+        return False
+    return run.samples == fingerprint(splits)
+
+
+def _named_splits(data: DataConfig) -> list[str]:
+    return [name for name in (data.splits or {}).values() if isinstance(name, str)]
 
 
 def named(

@@ -42,6 +42,18 @@ _WEIGHTS = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json"
 _PATHS = {"model": ("id",), "data": ("id", "images", "masks", "labels")}
 
 
+def check_name(repo_id: str) -> None:
+    """Refuse what cannot be the name of a repository, without asking the Hub.
+
+    Raises:
+        DataError: it is not of the form.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise DataError(f"hub.repo_id: {error}") from None
+
+
 def check_can_write(repo_id: str, retry: str = "start again", echo: Callable[[str], None] = print) -> str:
     """Make sure that the token may write to a model repository; return the user's name.
 
@@ -54,11 +66,7 @@ def check_can_write(repo_id: str, retry: str = "start again", echo: Callable[[st
         HubError: no token, a token that cannot write there, or no answer from the Hub.
         DataError: not the form of a repository's name.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise DataError(f"hub.repo_id: {error}") from None
-
+    check_name(repo_id)
     doing = f"checking the right to write to {repo_id}"
     return _persistently(lambda: _who_may_write(HfApi(), repo_id), doing, retry, echo)
 

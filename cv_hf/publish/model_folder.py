@@ -1,7 +1,7 @@
 """`model/`: weights, configuration and processor as Transformers reads them, and what it has no place for.
 
-`cv_hf.json` holds the task, the label map and the arguments for pipeline(); `evidence.json` the answers of the model in
-memory, which `cv-hf verify` compares with.
+`cv_hf.json` holds the task, the label map, the arguments for pipeline() and what was trained on; `evidence.json` the
+answers of the model in memory, which `cv-hf verify` compares with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from cv_hf.data import LabelMap
+from cv_hf.config import Recipe
+from cv_hf.data import LabelMap, Splits, fingerprint
 from cv_hf.errors import ModelError
 
 NOTES = "cv_hf.json"
@@ -37,7 +38,11 @@ def save_model_folder(model: Any, processor: Any, task: str, labels: LabelMap, f
 
 
 def write_arguments(
-    folder: Path, arguments: Mapping[str, Any], evidence: Mapping[str, Any], validation: Mapping[str, Any]
+    folder: Path,
+    arguments: Mapping[str, Any],
+    evidence: Mapping[str, Any],
+    validation: Mapping[str, Any],
+    trained_on: Mapping[str, Any] = {},
 ) -> None:
     """Add what is found by scoring, which needs the folder first.
 
@@ -47,12 +52,32 @@ def write_arguments(
         evidence: {SHA-256 of an image's file: {"answer": of the model in memory, before it was saved, "arguments": that
             show as much}}.
         validation: metrics of the validation split; if they have a score threshold for each class, the notes keep it.
+        trained_on: what `data_notes` gives, kept in the notes.
     """
     per_class = validation.get("per_class", {})
     thresholds = {name: scores["threshold"] for name, scores in per_class.items() if "threshold" in scores}
-    notes = {**read_notes(str(folder)), "pipeline": dict(arguments)}
+    notes = {**read_notes(str(folder)), "pipeline": dict(arguments), "trained_on": dict(trained_on)}
     _write(folder / EVIDENCE, evidence)
     _write(folder / NOTES, {**notes, "thresholds": thresholds} if thresholds else notes)
+
+
+def data_notes(recipe: Recipe, splits: Splits) -> dict[str, Any]:
+    """What tells the data of a run again, without a path of this machine.
+
+    Returns:
+        {"data": what the recipe says of it, of a path the last part as `id` and no other; "hub": whether the id is one
+        of the Hub; "seed": of what was held out; "samples": counts and hashes of the names, see `fingerprint`}
+    """
+    hub = splits.source.format == "hub"
+    data = recipe.data.model_dump(mode="json", exclude_defaults=True, exclude={"images", "masks"})
+    if isinstance(recipe.data.labels, str):
+        data["labels"] = dict(zip(map(str, splits.labels.sources), splits.labels.names, strict=True))
+    return {
+        "data": {**data, "id": recipe.data.id if hub else Path(recipe.data.id).resolve().name},
+        "hub": hub,
+        "seed": recipe.train.arguments["seed"],
+        "samples": fingerprint(splits),
+    }
 
 
 def read_evidence(model_id: str) -> dict[str, Any]:
@@ -69,14 +94,14 @@ def read_evidence(model_id: str) -> dict[str, Any]:
 
 
 def read_notes(model_id: str) -> dict[str, Any]:
-    """The notes kept beside the weights: {"task": ..., "labels": ..., "pipeline": arguments}; empty for models that
-    cv_hf did not train.
+    """The notes kept beside the weights: {"task": ..., "labels": ..., "pipeline": arguments, "trained_on": as
+    `data_notes` gives it}; empty for models that cv_hf did not train.
 
     Raises:
         ModelError: the notes are there and cannot be read.
     """
     notes = _read(model_id, NOTES)
-    for key, kind in (("task", str), ("labels", dict), ("pipeline", dict), ("thresholds", dict)):
+    for key, kind in (("task", str), ("labels", dict), ("pipeline", dict), ("thresholds", dict), ("trained_on", dict)):
         if key in notes and not isinstance(notes[key], kind):
             raise ModelError(f"{model_id}: {key} in {NOTES} is not what training wrote. Take it from there.")
     return notes

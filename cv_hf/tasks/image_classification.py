@@ -32,12 +32,13 @@ def model_fields(labels: LabelMap, columns: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def metrics(labels: LabelMap, columns: Sequence[str]) -> dict[str, bool]:
+def metrics(labels: LabelMap | None, columns: Sequence[str]) -> dict[str, bool]:
     """Metric names, each with whether greater is better; the first chooses the best checkpoint."""
+    multi_label = {"map": True, "f1_macro": True, "f1_micro": True, "loss": False}
     if "labels" in columns:
-        return {"map": True, "f1_macro": True, "f1_micro": True, "loss": False}
-    top5 = {"top5_accuracy": True} if len(labels.names) > TOP_K else {}
-    return {"accuracy": True, "f1_macro": True, **top5, "loss": False}
+        return multi_label
+    top5 = {"top5_accuracy": True} if labels is None or len(labels.names) > TOP_K else {}
+    return {"accuracy": True, "f1_macro": True, **top5, "loss": False, **(multi_label if labels is None else {})}
 
 
 def train_sample(image: np.ndarray, row: Mapping[str, Any], augment: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ holds it, and that of each class. `pipeline()` answers with one map, in which a 
 `return_binary_maps=True`."""
 
 
-def metrics(labels: LabelMap, columns: Sequence[str]) -> dict[str, bool]:
+def metrics(labels: LabelMap | None, columns: Sequence[str]) -> dict[str, bool]:
     """Metric names, each with whether greater is better; the first chooses the best checkpoint."""
     return {"mask_map": True, "mask_map_50": True, "mask_map_75": True, "mask_mar_100": True}
 

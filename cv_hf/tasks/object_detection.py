@@ -33,7 +33,7 @@ def model_fields(labels: LabelMap, columns: Sequence[str]) -> dict[str, Any]:
     return {"id2label": labels.id2label, "label2id": labels.label2id}
 
 
-def metrics(labels: LabelMap, columns: Sequence[str]) -> dict[str, bool]:
+def metrics(labels: LabelMap | None, columns: Sequence[str]) -> dict[str, bool]:
     """Metric names, each with whether greater is better; the first chooses the best checkpoint."""
     return {"map": True, "map_50": True, "map_75": True, "mar_100": True, "loss": False}
 

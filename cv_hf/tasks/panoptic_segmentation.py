@@ -11,7 +11,7 @@ from cv_hf.metrics import Accumulator
 from cv_hf.task import Task
 
 
-def metrics(labels: LabelMap, columns: Sequence[str]) -> dict[str, bool]:
+def metrics(labels: LabelMap | None, columns: Sequence[str]) -> dict[str, bool]:
     """Metric names, each with whether greater is better; the first chooses the best checkpoint."""
     return {"pq": True, "sq": True, "rq": True, "pq_things": True, "pq_stuff": True}
 

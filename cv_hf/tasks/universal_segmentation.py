@@ -46,7 +46,7 @@ def update(accumulator: UniversalAccumulator, outputs: Any, group: Any, processo
     segmentation.count(accumulator.parts[group.subtask], outputs, group, processor, labels)
 
 
-def metrics(labels: LabelMap, columns: Sequence[str]) -> dict[str, bool]:
+def metrics(labels: LabelMap | None, columns: Sequence[str]) -> dict[str, bool]:
     """Metric names, each with whether greater is better; the first chooses the best checkpoint."""
     return {"pq": True, "mask_map": True, "mean_iou": True, "pq_things": True, "pq_stuff": True, "mask_map_50": True}
 

@@ -21,6 +21,7 @@ from cv_hf.training.checkpoints import (
     write_text,
 )
 from cv_hf.training.evaluation import evaluate, forward, gathered, recorder
+from cv_hf.training.lock import locked
 from cv_hf.training.preflight import Preflight, memory_error, out_of_memory, preflight
 from cv_hf.training.progress import Progress
 from cv_hf.training.samples import EvalSamples, TrainSamples, collate_train
@@ -49,6 +50,7 @@ __all__ = [
     "image_cache",
     "learnt",
     "local_processes",
+    "locked",
     "megabytes",
     "memory_error",
     "newest_checkpoint",

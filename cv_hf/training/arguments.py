@@ -52,7 +52,7 @@ def resolve(recipe: Recipe, task: Task) -> Recipe:
     """The recipe with the task's defaults written out, for everything that does not depend on the machine.
 
     Raises:
-        RecipeError: a number that no training can work with.
+        RecipeError: a number that no training can work with, or a rate for what is frozen.
     """
     given = recipe.train.arguments
     for name, least in LEAST.items():
@@ -62,6 +62,8 @@ def resolve(recipe: Recipe, task: Task) -> Recipe:
         raise RecipeError(f"train.seed should be below 2**32 (got {given['seed']}).")
     defaults = {**TrainConfig().model_dump(), **COMMON, **task.train_defaults}
     if recipe.model.freeze == "backbone":
+        if recipe.train.given.get("backbone_lr") is not None:
+            raise RecipeError("train.backbone_lr: the backbone is frozen (model.freeze); leave out one of the two.")
         defaults["backbone_lr"] = None
     train = TrainConfig(**{**defaults, **recipe.train.given})
     augment = list(task.augment) if recipe.augment is None else recipe.augment
@@ -160,6 +162,11 @@ def local_processes() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe(arguments: TrainingArguments) -> str:
     """One line: device, precision, workers, batch."""
     kind = "bfloat16 autocast" if arguments.bf16 else "float16 autocast" if arguments.fp16 else "float32"
@@ -177,6 +184,6 @@ def _workers(devices: int, accelerated: bool) -> int:
 
     Of two cores a worker takes more from the model's threads, which wait for each other, than it gives.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    spare = cores // devices - 1 if accelerated else cores // devices // 4
+    cores = available_cores() // devices
+    spare = cores - 1 if accelerated else cores // 4
     return max(0, min(8, spare))

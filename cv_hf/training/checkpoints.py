@@ -160,22 +160,22 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def newest_checkpoint(folder: Path, echo: Callable[[str], None] | None = None) -> str | None:
+def newest_checkpoint(folder: Path, echo: Callable[[str], None] | None = None, *, writes: bool = True) -> str | None:
     """The newest complete checkpoint of a run, or None.
-
-    One that was written whole, and lost the race for its name, is given it.
 
     Args:
         folder: the run's `checkpoints/`.
         echo: told of each newer one that was passed over, and why.
+        writes: give one that was written whole, and lost the race for its name, that name.
     """
     found = sorted(_checkpoints(folder), key=lambda one: (-int(one[1][2]), one[1][1]))
     for path, match in found:
         reason = fault(path)
         if reason is None:
             final = path.with_name(f"checkpoint-{match[2]}")
-            if path != final:
-                put_in_place(path, final)
+            if path == final or not writes:
+                return str(path)
+            put_in_place(path, final)
             return str(final)
         if echo is not None:
             echo(f"passed over {path}: {reason}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from transformers import TrainerCallback
 
+from cv_hf.training.arguments import available_cores
 from cv_hf.training.memory import memory_taken
 
 # The model is starved when it waits for more than this share of the time, over so many seconds and steps.
@@ -153,11 +153,6 @@ def starvation(waited: float, computed: float, workers: int, processes: int = 1,
         f"the model waits for its images {share:.0%} of the time, with {workers} loader worker(s) on {cores} core(s).\n"
         f"{change}; or leave out costly augmentations."
     )
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _duration(seconds: float) -> str:

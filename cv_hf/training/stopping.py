@@ -38,7 +38,7 @@ class Stop:
         Signals that do something else, as SIGTERM in a process of torchrun, keep doing so; and only the main thread can
         hear any.
         """
-        self.asked = False
+        self.asked, self._process = False, os.getpid()
         before = {}
         if threading.current_thread() is threading.main_thread():
             numbers = (signal.SIGINT, signal.SIGTERM)
@@ -52,6 +52,8 @@ class Stop:
                 signal.signal(number, handler)
 
     def _hear(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a loader worker that has just been forked, and is not `deaf` yet
         if not self.asked:
             self.asked, self._since = True, time.monotonic()
             with suppress(OSError):

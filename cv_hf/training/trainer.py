@@ -244,6 +244,18 @@ class Trainer(transformers.Trainer):
             raise self.not_finite()
         return loss
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None are counted: Transformers' formula is of text, and walks all modules for it in each step."""
+        return 0
+
+    def store_flos(self) -> None:
+        """There are none, which several processes need not gather."""
+
+    def log(self, logs: dict[str, float], *arguments: Any, **more: Any) -> None:
+        """As Trainer does, without the `total_flos` that nobody counted."""
+        logs.pop("total_flos", None)
+        super().log(logs, *arguments, **more)
+
     def not_finite(self) -> DataError:
         """Says of which images the loss is not finite: those of the batch that was computed last."""
         files = ", ".join(self._files[:8]) + (", ..." if len(self._files) > 8 else "")
@@ -280,7 +292,6 @@ class Trainer(transformers.Trainer):
         folder = Path(self.args.output_dir)
         final = folder / f"checkpoint-{self.state.global_step}"
         partial = partial_of(final)
-        self.store_flos()
         try:
             self._write_checkpoint(folder, final, partial)
         except (OSError, RuntimeError, SafetensorError) as error:

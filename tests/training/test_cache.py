@@ -247,7 +247,7 @@ def test_training_is_the_same_and_decodes_each_image_once(recipe, monkeypatch: p
         train = {"num_train_epochs": 3, "max_steps": -1, "logging_steps": 1, "dataloader_num_workers": workers}
         train |= {"eval_strategy": "no", "save_strategy": "no", "cache_images": cached}
         values = {**recipe("vit", train=train), "run_dir": str(tmp_path / str(cached))}
-        whole, task, _ = open_recipe(values, [], resume=False)
+        whole, task = open_recipe(values)
         _, _, trainer = prepare(whole, task, Path(values["run_dir"]), None)
         cache = trainer.cache
         trainer.train()
@@ -266,7 +266,7 @@ def test_what_was_repaired_is_said_in_every_epoch(recipe, photos, tmp_path: Path
     copied = shutil.copytree(photos, tmp_path / "photos")
     Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(copied / "train" / "red" / "0.png")
     values = recipe(data={"id": str(copied)}, train={"eval_strategy": "no", "save_strategy": "no"})
-    whole, task, _ = open_recipe(values, [], resume=False)
+    whole, task = open_recipe(values)
     splits, _, trainer = prepare(whole, task, tmp_path / "run", None)
     place = next(i for i, row in enumerate(splits.train) if row["file"].endswith("red/0.png"))
     for epoch in range(2):

@@ -27,6 +27,7 @@ from cv_hf.errors import Interrupted, RecipeError, ResourceError
 from cv_hf.finetuning import finetune
 from cv_hf.training import Trainer, checkpoints, newest_checkpoint
 from cv_hf.training import trainer as training
+from cv_hf.training.stopping import Stop
 from tests.soak import DROPOUT, differences
 
 ROOT = Path(__file__).parents[2]
@@ -233,6 +234,8 @@ def test_training_goes_on_before_the_damage(saved, cut, capsys):
 def test_one_that_lacks_only_its_name_is_used(cut):
     folder = cut / "checkpoints"
     (folder / "checkpoint-3").rename(folder / ".checkpoint-3.partial")
+    assert newest_checkpoint(folder, writes=False) == str(folder / ".checkpoint-3.partial")
+    assert not (folder / "checkpoint-3").exists()
     assert newest_checkpoint(folder) == str(folder / "checkpoint-3")
     assert (folder / "checkpoint-3" / "model.safetensors").is_file()
 
@@ -365,6 +368,25 @@ def test_a_second_ctrl_c_does_not_wait(recipe, monkeypatch):
     with pytest.raises(Interrupted, match="no checkpoint was saved yet"):
         finetune(recipe("vit"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_worker_that_was_just_forked_does_not_speak(capfd):
+    """It gets the Ctrl-C of the whole group while it still has the handler of the process that made it."""
+    stop = Stop()
+    with stop.heard():
+        worker = os.fork()
+        if not worker:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # Python hears of it
+            os._exit(stop.asked)
+        assert os.waitpid(worker, 0)[1] == 0
+        assert not stop.asked
+        assert capfd.readouterr().out == ""
+        os.kill(os.getpid(), signal.SIGINT)
+        deadline = time.monotonic() + 10
+        while not stop.asked and time.monotonic() < deadline:
+            time.sleep(0.01)  # a thread of a library may be given it
+    assert capfd.readouterr().out.count("stopping: ") == 1
 
 
 def test_loader_workers_outlive_a_signal_to_the_whole_group(recipe, tmp_path):

@@ -76,7 +76,7 @@ def prepared(recipe: Callable, detection_recipe: Callable, segmentation_recipe: 
             values = detection_recipe(family, train=train)
         else:
             values = segmentation_recipe(TASKS[family], family, train={**train, "backbone_lr": 1e-4})
-        whole, task, _ = open_recipe({**values, "augment": list(augment)}, [], resume=False)
+        whole, task = open_recipe({**values, "augment": list(augment)})
         splits, built, trainer = prepare(whole, task, Path(values["run_dir"]), None)
         built.model.save_pretrained(tmp_path / "plain")
         built.processor.save_pretrained(tmp_path / "plain")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import PreTrainedModel, pipeline
 
 from cv_hf.errors import DataError, RecipeError
 from cv_hf.finetuning import finetune
@@ -142,6 +142,22 @@ def test_the_backbone_learns_at_its_own_rate(recipe, tiny):
             torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-8)
     rates = [line["learning_rate"] for line in run.log if "learning_rate" in line]
     assert max(rates) > 1e-4
+
+
+def test_no_floating_point_operations_are_made_up(recipe, monkeypatch):
+    """Transformers counts those of text, by a walk over all modules in each step."""
+    walks = []
+    parameters = PreTrainedModel.num_parameters
+    monkeypatch.setattr(
+        PreTrainedModel, "num_parameters", lambda model, **which: walks.append(which) or parameters(model)
+    )
+    run = finetune(recipe("vit"))
+    assert walks == []
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert "train_loss" in lines[-1]
+    assert not [line for line in [*lines, *run.log] if "total_flos" in line]
+    states = [json.loads(file.read_text()) for file in run.folder.glob("checkpoints/*/trainer_state.json")]
+    assert [state["total_flos"] for state in states] == [0]
 
 
 def test_early_stopping_stops(recipe):

@@ -61,7 +61,7 @@ LAUNCHERS = {
 SCRIPT = Path(__file__).with_name("processes.py")
 ROOT = Path(__file__).parents[2]
 SECONDS = 600
-TIMES = re.compile(r"seconds|per_second|runtime|flos")
+TIMES = re.compile(r"seconds|per_second|runtime")
 
 
 class Walks:
