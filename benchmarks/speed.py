@@ -32,7 +32,7 @@ from cv_hf.environment import quiet
 from cv_hf.tasks import get_task
 from cv_hf.training import EvalSamples
 from cv_hf.training.allocator import memory_kept
-from cv_hf.training.progress import available_cores
+from cv_hf.training.arguments import available_cores
 
 ROUNDS = 5
 # Steps per round, the first apart, and seconds after which a comparison is given no further round.
@@ -53,9 +53,9 @@ BOXES = (
     {"HueSaturationValue": {"p": 0.1}},
 )
 MAPS = ({"RandomCrop": {"pad_if_needed": True}}, "HorizontalFlip")
-# cv_hf's own of detection.
-DEFAULT = tuple(get_task("object-detection").augment)
 OBJECTS = ("HorizontalFlip", "RandomBrightnessContrast", {"HueSaturationValue": {"p": 0.1}})
+# cv_hf's own for detection.
+DEFAULT = tuple(get_task("object-detection").augment)
 
 _SOURCES = ("ours", "theirs")
 _TRAINERS: dict[str, Any] = {}

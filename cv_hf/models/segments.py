@@ -376,10 +376,8 @@ def _scored(
             masks = torch.stack([_sigmoid(mask, index, len(scores)) for mask, index in zip(masks, some, strict=True)])
         else:
             masks.sigmoid_()
-        # Two rows or more in one sum: several threads would split a single row, and round otherwise.
-        rows = masks.flatten(1).to(torch.promote_types(masks.dtype, torch.float32))
-        totals = (rows if len(rows) > 1 else rows.repeat(2, 1)).sum(1)[: len(some)]
-        found = (scores[some] * (totals / (_areas(inside).to(rows.dtype) + 1e-6))).tolist()
+        totals = _sums(masks.to(torch.promote_types(masks.dtype, torch.float32)))
+        found = (scores[some] * (totals / (_areas(inside).to(totals.dtype) + 1e-6))).tolist()
         for index, score, mask in zip(some, found, inside, strict=True):
             if score >= threshold:
                 yield score, int(labels[index]), mask
@@ -389,7 +387,12 @@ def _areas(masks: np.ndarray) -> torch.Tensor:
     """The areas of masks (N, H, W) as a sum of floats has them, which are exact as far as these count."""
     if masks[0].size <= _EXACT:
         return torch.tensor([float(np.count_nonzero(mask)) for mask in masks])
-    rows = torch.from_numpy(masks).flatten(1).to(torch.float32)
+    return _sums(torch.from_numpy(masks).to(torch.float32))
+
+
+def _sums(masks: torch.Tensor) -> torch.Tensor:
+    """The sum of each of (N, H, W), never of one alone: several threads would split it, and round otherwise."""
+    rows = masks.flatten(1)
     return (rows if len(rows) > 1 else rows.repeat(2, 1)).sum(1)[: len(masks)]
 
 
@@ -404,8 +407,8 @@ def _few(processor: Any, name: str, masks: torch.Tensor, size: Size) -> Callable
             return _bilinear(masks[queries], inner)
 
     else:
-        resized = _resized(masks.__getitem__, len(masks), size)
-        one = resized if name == "OneFormer" else _cut_logits(processor, name, masks, size)
+        oneformer = name == "OneFormer"
+        one = _resized(masks.__getitem__, len(masks), size) if oneformer else _cut_logits(processor, name, masks, size)
 
         def cut(queries: list[int]) -> torch.Tensor:
             return torch.stack([one(query) for query in queries])
