@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainingArguments
 
@@ -92,9 +93,15 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
         )
     whole = images = trainer.args.per_device_train_batch_size
     memory_free = _memory_free(trainer.args.device)
+    gradients = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
+    optimizer = trainer.optimizer_size()
+    most = math.inf
+    if trainer.args.device.type == "cpu":
+        # An accelerator says that it has no more; of this memory, the kernel ends whoever takes too much.
+        most = memory_free + psutil.swap_memory().free - gradients - optimizer
     while True:
         try:
-            tried = _step(trainer, images)
+            tried = _step(trainer, images, most)
             break
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -105,14 +112,13 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
         _let_go(trainer)
     if images < whole:
         raise memory_error(trainer.args, images)
-    gradients = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
     weights = sum({t.data_ptr(): t.nbytes for t in trainer.model.state_dict().values()}.values())
     activations = tried.pop("activations")
     memory = {
         "weights": weights,
         "average": weights if trainer.ema is not None else 0,
         "gradients": gradients,
-        "optimizer": trainer.optimizer_size(),
+        "optimizer": optimizer,
         "activations": activations,
     }
     arguments = trainer.args
@@ -121,7 +127,7 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
         batch=whole * arguments.gradient_accumulation_steps * arguments.world_size,
         samples=len(trainer.train_dataset),
         memory=memory,
-        more=gradients + memory["optimizer"] + activations,
+        more=gradients + optimizer + activations,
         memory_free=memory_free,
         checkpoint=checkpoint,
         disk=disk,
@@ -163,8 +169,12 @@ def memory_error(arguments: TrainingArguments, fits: int | None = None) -> Resou
     )
 
 
-def _step(trainer: Trainer, images: int) -> dict[str, Any]:
-    """One forward and backward on the first batch of the run; no trace of it is left."""
+def _step(trainer: Trainer, images: int, most: float) -> dict[str, Any]:
+    """One forward and backward on the first batch of the run; no trace of it is left.
+
+    Raises:
+        MemoryError: the forward keeps more than so many bytes for the backward.
+    """
     model, arguments = trainer.model, trainer.args
     first = arguments.process_index * arguments.per_device_train_batch_size
     start = time.monotonic()
@@ -180,12 +190,17 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
     if scales is not None:
         trainer.scales = dataclasses.replace(scales, least=scales.greatest)
     saved: dict[int, int] = {}
+    kept = 0
     known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
+            nonlocal kept
+            kept += storage.nbytes() - saved.get(storage.data_ptr(), 0)
             saved[storage.data_ptr()] = storage.nbytes()
+            if kept > most:
+                raise MemoryError
         # Of a result, the tensor itself would hold the graph that holds it, for ever where no backward follows.
         return tensor.detach()
 
@@ -213,7 +228,7 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
         "size": size,
         "loss": value,
         "seconds": (read - start, time.monotonic() - read),
-        "activations": sum(saved.values()),
+        "activations": kept,
     }
 
 

@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -254,6 +255,22 @@ def test_out_of_memory_names_a_batch_that_was_tried(recipe, monkeypatch, error):
     )
     assert tried == [12, 6, 3]
     assert finetune(values, ["train.gradient_accumulation_steps=4"], resume=True).metrics["train"]["steps"] == 3
+
+
+def test_what_would_be_killed_is_not_tried(recipe, trainer_of, tmp_path, monkeypatch):
+    """Linux gives more memory than there is, and then ends whoever uses it: the forward stops before."""
+    trainer = trainer_of(recipe("vit", train={"batch_size": 12}))
+    found = preflight(trainer, tmp_path)
+    kept, rest = found.memory["activations"], found.more - found.memory["activations"]
+    monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(free=0))
+    for share, fits in ((1.01, 12), (0.9, 6), (0.3, 3)):
+        free = int(rest + share * kept)
+        monkeypatch.setattr(sys.modules["cv_hf.training.preflight"], "memory_free", lambda free=free: free)
+        if fits == 12:
+            assert preflight(trainer, tmp_path).images == 12
+        else:
+            with pytest.raises(ResourceError, match=f"12 image.* at once; {fits} fit"):
+                preflight(trainer, tmp_path)
 
 
 def held() -> int:
