@@ -22,6 +22,10 @@ from cv_hf.training.checkpoints import size_of
 from cv_hf.training.memory import memory_free
 from cv_hf.training.trainer import Trainer, checked, megabytes, unchanged_random_state
 
+# A forward on a CPU leaves this part of the memory that was free, for the backward; it looks so often while it takes
+# as much.
+_SPARE, _LOOKS = 32, 4
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -95,13 +99,11 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
     memory_free = _memory_free(trainer.args.device)
     gradients = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
     optimizer = trainer.optimizer_size()
-    most = math.inf
-    if trainer.args.device.type == "cpu":
-        # An accelerator says that it has no more; of this memory, the kernel ends whoever takes too much.
-        most = memory_free + psutil.swap_memory().free - gradients - optimizer
+    # An accelerator says that it has no more; of this memory, the kernel ends whoever takes too much.
+    spare = gradients + optimizer + memory_free // _SPARE if trainer.args.device.type == "cpu" else None
     while True:
         try:
-            tried = _step(trainer, images, most)
+            tried = _step(trainer, images, spare)
             break
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -169,11 +171,11 @@ def memory_error(arguments: TrainingArguments, fits: int | None = None) -> Resou
     )
 
 
-def _step(trainer: Trainer, images: int, most: float) -> dict[str, Any]:
+def _step(trainer: Trainer, images: int, spare: int | None) -> dict[str, Any]:
     """One forward and backward on the first batch of the run; no trace of it is left.
 
     Raises:
-        MemoryError: the forward keeps more than so many bytes for the backward.
+        MemoryError: the forward leaves fewer than `spare` bytes free.
     """
     model, arguments = trainer.model, trainer.args
     first = arguments.process_index * arguments.per_device_train_batch_size
@@ -190,17 +192,19 @@ def _step(trainer: Trainer, images: int, most: float) -> dict[str, Any]:
     if scales is not None:
         trainer.scales = dataclasses.replace(scales, least=scales.greatest)
     saved: dict[int, int] = {}
-    kept = 0
+    kept = looked = 0
     known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            nonlocal kept
+            nonlocal kept, looked
             kept += storage.nbytes() - saved.get(storage.data_ptr(), 0)
             saved[storage.data_ptr()] = storage.nbytes()
-            if kept > most:
-                raise MemoryError
+            if spare is not None and kept - looked > spare // _LOOKS:
+                looked = kept
+                if memory_free() + psutil.swap_memory().free < spare:
+                    raise MemoryError
         # Of a result, the tensor itself would hold the graph that holds it, for ever where no backward follows.
         return tensor.detach()
 
