@@ -173,9 +173,9 @@ def _names_images(table: Path) -> bool:
     neither."""
     with open(table, encoding="utf-8-sig", errors="replace") as text:
         first = [text.readline() for _ in range(5)]
-    rows = [[cell.strip() for cell in re.split(r'[,;\t"]', line)] for line in first]
+    rows = [[cell.strip() for cell in re.split(r'[,;\t|"]', line)] for line in first]
     images = [cell for row in rows for cell in row if Path(cell).suffix.lower() in image_suffixes()]
-    return says_boxes(rows[0]) or any((table.parent / cell).is_file() for cell in images)
+    return says_boxes(rows[0]) or any((table.parent / cell.replace("\\", "/")).is_file() for cell in images)
 
 
 def _holds_images(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,13 @@ def _read_files(paths: Sequence[Path]) -> datasets.Dataset:
             rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     except DataError:
         raise
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: the table cannot be read, as its text is not UTF-8 (byte {error.object[error.start]:#04x}). "
+            "Save it as UTF-8; in Excel as 'CSV UTF-8'."
+        ) from None
+    except pd.errors.ParserWarning:
+        raise DataError(f"{where}: its rows have more cells than its first line names columns.") from None
     except Exception as error:  # each parser has its own tree of errors
         reason = str(error.__cause__ or error).splitlines()[0][:200]
         raise DataError(f"{where}: the table cannot be read ({reason}).") from None
@@ -198,10 +206,7 @@ def _read_files(paths: Sequence[Path]) -> datasets.Dataset:
 def _read_rows(path: Path) -> datasets.Dataset:
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        # "NA" and "None" are labels like others; only an empty cell has no value.
-        table = pd.read_csv(
-            path, sep="\t" if suffix == ".tsv" else ",", keep_default_na=False, na_values=[""], low_memory=False
-        )
+        table = _read_csv(path)
         for name in map(str, table.columns):
             if Path(name).suffix.lower() in image_suffixes():
                 raise DataError(
@@ -225,3 +230,45 @@ def _read_rows(path: Path) -> datasets.Dataset:
         raise DataError(f"{path}: every row must be {{column: value}}.")
     names = list(dict.fromkeys(name for row in rows for name in row))
     return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A table of text, whose columns are separated as its head shows; spaces around names and cells are none of them.
+
+    Where semicolons separate, numbers may have a comma, as spreadsheets write both in many countries.
+    """
+    with open(path, encoding="utf-8-sig") as text:
+        head = text.readline()
+        said = re.fullmatch(r"sep=(.)", head.strip("\r\n "))  # a line for Excel, which shows it to nobody
+        head = text.readline() if said else head
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    unquoted = re.sub(r'"[^"]*"', "", head)
+    separator = said[1] if said else max((usual, *",;\t|"), key=unquoted.count)
+
+    def parsed(decimal: str) -> pd.DataFrame:
+        with warnings.catch_warnings():
+            # Of cells beyond the last name.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path,
+                sep=separator,
+                decimal=decimal,
+                skiprows=1 if said else 0,
+                skipinitialspace=True,
+                index_col=False,
+                # "NA" and "None" are labels like others; only an empty cell has no value.
+                keep_default_na=False,
+                na_values=[""],
+                low_memory=False,
+                encoding="utf-8-sig",
+            )
+
+    table = parsed(".")
+    text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    if separator == ";" and text:
+        other = parsed(",")
+        for name in text:
+            table[name] = other[name] if pd.api.types.is_numeric_dtype(other[name]) else table[name]
+    for name in text:
+        table[name] = table[name].map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
+    return table.rename(columns=lambda name: str(name).strip())

@@ -243,6 +243,33 @@ def test_tables_of_paths(suffix, labels, tmp_path):
             assert row["image"]["path"] == str(tmp_path / "pictures" / f"{index}.png")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufefffile;label\r\nbilder/{0}.png;Kätzchen\r\nbilder/{1}.png;Hund\r\n",
+        "sep=;\nfile;label\nbilder/{0}.png;Kätzchen\nbilder/{1}.png;Hund\n",
+        "file\tlabel\nbilder/{0}.png\tKätzchen\nbilder/{1}.png\tHund\n",
+        "file|label\nbilder/{0}.png|Kätzchen\nbilder/{1}.png|Hund\n",
+        ' file , label \nbilder/{0}.png , Kätzchen\nbilder/{1}.png, "Hund" \n',
+        "file,label\nbilder/{0}.png,Kätzchen,\nbilder/{1}.png,Hund,\n",
+        '"file";"label";"a, b, c"\n"bilder/{0}.png";"Kätzchen";1,5\n"bilder/{1}.png";"Hund";2\n',
+        "file;label\nbilder\\{0}.png;Kätzchen\nbilder\\{1}.png;Hund\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, text):
+    head, *rows = text.splitlines(keepends=True)
+    start = head + (rows.pop(0) if head.startswith("sep=") else "")
+    body = "".join("".join(rows).format(2 * number, 2 * number + 1) for number in range(4))
+    write(tmp_path, {f"bilder/{index}.png": None for index in range(8)})
+    (tmp_path / "tabelle.csv").write_bytes((start + body).encode())
+    for id in (tmp_path, tmp_path / "tabelle.csv"):
+        splits = load(id)
+        assert splits.labels.names == ("Hund", "Kätzchen")
+        assert (len(splits.train), len(splits.validation)) == (6, 2)
+        for row in splits.train:
+            assert row["label"] == (int(row["file"].removeprefix("bilder/").removesuffix(".png")) + 1) % 2
+
+
 def test_tables_of_embedded_images(tmp_path):
     content = [png(index) for index in range(8)]
     labels = [index % 2 for index in range(8)]
@@ -336,6 +363,7 @@ def test_tables_that_cannot_be_read(tmp_path):
             "rows.json": b'{"image": 1}',
             "bad.parquet": b"PAR1 not really PAR1",
             "float.csv": b"image,label\na.png,0.5\nb.png,1.5\n",
+            "more.csv": b"image,label\na.png,cat,dog\nb.png,cat,owl\n",
             "latin.csv": "image,label\nä.png,é\n".encode("latin-1"),
         },
     )
@@ -346,7 +374,8 @@ def test_tables_that_cannot_be_read(tmp_path):
     stop("list of rows", id=str(tmp_path / "rows.json"))
     stop("bad.parquet: .*cannot be read", id=str(tmp_path / "bad.parquet"))
     stop("not a whole number", id=str(tmp_path / "float.csv"))
-    stop("latin.csv: .*cannot be read", id=str(tmp_path / "latin.csv"))
+    stop("more.csv: .*more cells", id=str(tmp_path / "more.csv"))
+    stop("latin.csv: .*cannot be read.* UTF-8", id=str(tmp_path / "latin.csv"))
 
 
 def test_a_test_split_without_labels_is_left_out(tmp_path):
