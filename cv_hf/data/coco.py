@@ -105,9 +105,14 @@ def count_masks(id: str) -> tuple[int, int]:
     file = next((file for name, file in files.items() if role_of(name) == "train"), next(iter(files.values())))
     with collector_off():
         annotations = load(file, root_of_file(path) if path.is_file() else path)["annotations"]
-        masks = [each["segmentation"] for each in annotations if isinstance(each, dict) and each.get("segmentation")]
-        masks = [mask for mask in masks if mask != "[]" and not (isinstance(mask, dict) and not mask.get("counts"))]
-        return (0 if all(map(_is_rectangle, masks)) else len(masks)), len(annotations)
+        return number_of_masks([each.get("segmentation") for each in annotations if isinstance(each, dict)])
+
+
+def number_of_masks(segmentations: Sequence[Any]) -> tuple[int, int]:
+    """How many of some objects have a mask, and how many objects there are; of rectangles alone none has."""
+    masks = [mask for mask in segmentations if mask and mask != "[]"]
+    masks = [mask for mask in masks if not (isinstance(mask, Mapping) and not mask.get("counts"))]
+    return (0 if all(map(_is_rectangle, masks)) else len(masks)), len(segmentations)
 
 
 def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
@@ -509,9 +514,9 @@ def _around(segmentation: Any) -> tuple[tuple[float, ...] | None, str]:
 def _is_rectangle(segmentation: Any) -> bool:
     """Whether a mask is one polygon along the axes, whose corners have two x and two y."""
     try:
-        (polygon,) = json.loads(segmentation) if isinstance(segmentation, str) else segmentation
+        (polygon,) = rle.polygons_of(json.loads(segmentation) if isinstance(segmentation, str) else segmentation)
         return len(polygon) in (8, 10) and len({*polygon[::2]}) == len({*polygon[1::2]}) == 2
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, LookupError):
         return False
 
 

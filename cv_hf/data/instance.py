@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cv_hf.config import DataConfig
-from cv_hf.data import detection, rle
+from cv_hf.data import coco, detection, rle
 from cv_hf.data import labels as label_maps
 from cv_hf.data.annotations import decode_mask, upright_mask
 from cv_hf.data.columns import check_given, find_image, is_image, keep_columns, listed
@@ -75,6 +75,21 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
     kept = detection.with_column(kept, "image_id", *ids)
     kept._source_columns = sources
     return kept
+
+
+def count_masks(dataset: datasets.Dataset, data: DataConfig) -> tuple[int, int]:
+    """How many objects of a split as read have a mask, polygons, RLE or an image each, and how many objects there are;
+    see `coco.number_of_masks`."""
+    try:
+        rows = canonical(dataset, data)
+    except DataError:
+        return 0, 0
+    if "masks" in rows.column_names:
+        number = int(detection.list_lengths(_column(rows, "masks")).sum())
+        return number, number
+    if "objects" not in rows.column_names:
+        return 0, 0
+    return coco.number_of_masks(pc.list_flatten(pc.struct_field(_column(rows, "objects"), "segmentation")).to_pylist())
 
 
 def label_map(
