@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
@@ -70,7 +70,7 @@ class Inside:
 
 
 def resolve_images(
-    rows: datasets.Dataset, column: str, inside: Inside, findings: Findings, on_bad_sample: str
+    rows: datasets.Dataset, column: str, inside: Callable[[str], str | None], findings: Findings, on_bad_sample: str
 ) -> datasets.Dataset:
     """Make a column of images or image paths one of undecoded images with absolute paths.
 

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from cv_hf.data.coco import image_folders
+from cv_hf.data.coco import Resolver, best_resolver, image_folders
 from cv_hf.data.columns import IMAGE_IDS, MASK_NAMES, can_be_image, find_image, is_image
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import image_suffixes
@@ -125,21 +125,19 @@ def _with_images(
             return rows  # the task says what it misses
     if not can_be_image(rows.features[column]):
         raise DataError(f"column {column!r} holds neither images nor paths of images.")
-    inside = _folder_of(_texts(rows, column), folders)
+    inside = _folder_of(_texts(rows, column, len(rows)), folders)
     for name, feature in rows.features.items():
         if name == column or is_image(feature) or (name.lower() in MASK_NAMES and _holds_paths(rows, name)):
             rows = resolve_images(rows, name, inside, findings, on_bad_sample)
     return rows
 
 
-def _folder_of(names: Sequence[str], folders: Sequence[Path]) -> Inside:
+def _folder_of(names: Sequence[str], folders: Sequence[Path]) -> Resolver:
     """Of some folders that in which most of the names are files, with their suffix or without it; else the first."""
     for suffixes in ((), SUFFIXES_LEFT_OUT):
-        each = [Inside(folder, suffixes=suffixes) for folder in folders]
-        held = [sum(os.path.isfile(path) for path in map(inside, names) if path) for inside in each]
-        if max(held):
-            return each[held.index(max(held))]
-    return Inside(folders[0])
+        if found := best_resolver(names, folders, (), suffixes=suffixes):
+            return found
+    return Resolver(Inside(folders[0]), by_base_name=False)
 
 
 def _image_ids(rows: datasets.Dataset, folders: Sequence[Path]) -> str | None:
@@ -152,11 +150,11 @@ def _image_ids(rows: datasets.Dataset, folders: Sequence[Path]) -> str | None:
     return None
 
 
-def _texts(rows: datasets.Dataset, column: str) -> list[str]:
+def _texts(rows: datasets.Dataset, column: str, number: int = _TRIED) -> list[str]:
     """The first values of a column of text, empty ones left out."""
     if getattr(rows.features[column], "dtype", "") not in ("string", "large_string"):
         return []
-    return [value for value in rows.select_columns(column)[:_TRIED][column] if value]
+    return [value for value in rows.select_columns(column)[:number][column] if value]
 
 
 def _holds_paths(rows: datasets.Dataset, column: str) -> bool:

@@ -270,6 +270,26 @@ def test_tables_as_spreadsheets_write_them(tmp_path, text):
             assert row["label"] == (int(row["file"].removeprefix("bilder/").removesuffix(".png")) + 1) % 2
 
 
+@pytest.mark.parametrize("path", ["{}.png", "{}", "C:\\data\\photos\\{}.png", "/home/me/photos/{}.png"])
+@pytest.mark.parametrize("folder", ["images", "photos", "train"])
+def test_tables_beside_a_folder_of_images(tmp_path, folder, path):
+    """Whose name is none of a class; the paths may be those of another machine."""
+    rows = [{"image": path.format(f"p{index}"), "label": "ab"[index % 2]} for index in range(8)]
+    root = write(tmp_path, {f"{folder}/p{index}.png": None for index in range(8)} | {"train.csv": written_csv(rows)})
+    splits = load(root)
+    assert splits.labels.names == ("a", "b")
+    assert (len(splits.train), len(splits.validation)) == (6, 2)
+    for row in splits.train:
+        assert row["file"] == f"{folder}/p{int(row['file'][-5])}.png"
+        assert row["label"] == int(row["file"][-5]) % 2
+
+
+def test_paths_of_another_machine_that_would_be_one(tmp_path):
+    rows = [{"image": f"/home/{'ab'[index % 2]}/{index // 2}.png", "label": "ab"[index % 2]} for index in range(8)]
+    root = write(tmp_path, {f"images/{index}.png": None for index in range(8)} | {"train.csv": written_csv(rows)})
+    stop("no sample is left", id=root)
+
+
 def test_tables_of_embedded_images(tmp_path):
     content = [png(index) for index in range(8)]
     labels = [index % 2 for index in range(8)]
