@@ -483,12 +483,12 @@ def test_the_home_folder_is_written_as_a_tilde(tmp_path, monkeypatch):
 
 
 def test_wrong_columns(tmp_path):
-    rows = [{"file": f"{index}.png", "species": "a", "name": "b"} for index in range(4)]
+    rows = [{"file": f"{index}.png", "species": "a", "name": "b", "size": index} for index in range(4)]
     root = write(tmp_path, images(".") | {"train.csv": written_csv(rows)})
     stop("columns.label: there is no column 'specie'. Did you mean 'species'", id=root, columns={"label": "specie"})
-    stop(r"no label column was found among: species \(string\), name \(string\)\.\nName it", id=root)
+    stop(r"no label column was found among: species \(string\), name \(string\), size \(int64\)\.\nName it", id=root)
     stop("'lable' is not a column of this task.*Did you mean 'label'", id=root, columns={"lable": "species"})
-    stop("one label per image", id=root, columns={"labels": "species"})
+    stop("one label per image", id=root, columns={"labels": "size"})
     splits = load(root, columns={"label": "species"})
     assert splits.labels.names == ("a",)
 
