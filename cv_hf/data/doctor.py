@@ -151,6 +151,8 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     labels = task.label_map(raw, data, source.labels)
     if not len(labels):
         raise DataError(f"{data.id}: no sample has a label.")
+    if not any(map(len, raw.values())):
+        raise DataError(f"{data.id}: there are no images in it.")
     rows, form, bare = _encoded(raw, labels, source, data, task, findings, echo)
     fit = None if "box-format-ambiguous" in findings else task.fit
     images: list[_Image] = []
@@ -163,6 +165,8 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     _judge_labels(labels, findings)
     if fit is not None or task.fit is None:
         _judge_counts(counts, findings)
+    if len(labels) == 1 and any("label" in split.column_names for split in rows.values()):
+        findings.add("only-one-class", labels.names[0])
     _judge_sizes(images, findings)
     lost, others = _judge_copies(images, findings)
     lost.update(image.file for image in images if not image.fits)

@@ -79,6 +79,7 @@ def test_split_folders(tmp_path):
     assert splits.labels.names == ("ant", "cat", "dog", "empty")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 8, 4)
     assert set(splits.test["label"]) == {2}
+    assert splits.findings.to_dict()["unused-folder"]["files"] == ["extra"]
     assert splits.findings.to_dict()["class-without-samples"]["files"] == ["ant", "empty"]
     assert "class-without-samples" in splits.lines[-1]
     assert "data: splits: train from train, validation from valid, test from test" in splits.lines
@@ -151,14 +152,20 @@ def test_files_that_are_left_out_are_named(tmp_path):
 
 
 def test_photos_that_are_not_decoded_are_dropped_by_name(tmp_path):
-    photos = {"cat/IMG_1.HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "dog/DSC_2.NEF": b"raw"}
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    photos = {"cat/IMG_1.HEIC": heic, "cat/IMG_2.jpg": heic, "cat/3.JPG": heic[:8] + b"mif1" + heic[12:]}
+    photos |= {"dog/DSC_2.NEF": b"raw", "dog/4.jpg": b"\0\0\0\x18ftypmp42\0\0\0\0isomiso2"}
     splits = load(write(tmp_path, images("cat", "dog") | photos))
     found = splits.findings.to_dict()
-    assert list(found) == ["unreadable-image"]
-    assert found["unreadable-image"]["reasons"] == {
+    assert list(found) == ["unreadable-image", "photo-format"]
+    assert found["unreadable-image"]["files"] == ["dog/4.jpg"]
+    assert found["photo-format"]["reasons"] == {
+        "cat/3.JPG": "HEIC is not decoded here: convert it to JPEG",
         "cat/IMG_1.HEIC": "HEIC is not decoded here: convert it to JPEG",
+        "cat/IMG_2.jpg": "HEIC is not decoded here: convert it to JPEG",
         "dog/DSC_2.NEF": "NEF is not decoded here: convert it to JPEG",
     }
+    assert "which is not read; convert it to JPEG: " in splits.lines[-1]
     assert len(splits.train) + len(splits.validation) == 8
     stop("is not decoded here: convert it to JPEG", id=str(tmp_path), on_bad_sample="stop")
 

@@ -281,3 +281,10 @@ def test_any_dataset_is_read_or_refused_by_name(config, label, listed):
         with suppress(CvHfError):
             for split in (source := yolo.read(root)).splits:
                 assert set(rows(source, split)) == {"images/train/0.jpg"}
+
+
+def test_boxes_in_pixels_are_no_data_without_objects(tmp_path):
+    files = {f"images/{number}.jpg": None for number in range(4)}
+    files |= {f"labels/{number}.txt": "0 30 20 20 20\n" for number in range(4)}
+    with pytest.raises(DataError, match=r"none of the 4 boxes is one, read as cx cy w h, from 0 to 1: .*box-huge"):
+        load(write(tmp_path, files))
