@@ -55,8 +55,10 @@ def test_boxes_with_masks_are_instances(tmp_path, segmentations, task):
         lines = []
         assert task_of(DataConfig(id=str(id)), echo=lines.append).name == task
         number = len(segmentations)
-        assert len(lines) == (task == "instance-segmentation")
-        if lines:
+        assert len(lines) == (task == "instance-segmentation" or TRIANGLE in segmentations)
+        if task == "object-detection" and lines:
+            assert f"as only {number - 1} of {number} objects have masks; for these alone: --task inst" in lines[0]
+        elif lines:
             assert f" of {number} objects have masks; for their boxes alone: --task object-detection" in lines[0]
         assert task_of(DataConfig(id=str(id)), "object-detection").name == "object-detection"
 
@@ -117,8 +119,9 @@ def test_tables_with_masks_are_instances(tmp_path, segmentations, task, suffix, 
     found = task_of(DataConfig(id=str(tmp_path)), echo=lines.append).name
     if boxed:
         assert found == task
-        assert len(lines) == (task == "instance-segmentation")
-        assert not lines or "as 14 of 14 objects have masks; for their boxes alone: --task object-detection" in lines[0]
+        assert len(lines) == (task == "instance-segmentation" or TRIANGLE in segmentations)
+        told = {"instance-segmentation": "as 14 of 14 objects", "object-detection": "as only 7 of 14 objects"}[task]
+        assert not lines or f"data: taken for {task}, {told} have masks; for the" in lines[0]
     elif task == "instance-segmentation":
         assert found == task
         assert cli.main(["init", str(tmp_path), "--out", str(tmp_path / "recipe.yaml")]) == 0

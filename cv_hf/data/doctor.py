@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 
 from cv_hf.config import DataConfig
-from cv_hf.data import box_rows, classification, coco, hashes, instance
+from cv_hf.data import box_rows, classification, coco, hashes, instance, yolo
 from cv_hf.data.box_format import AmbiguousBoxFormat
 from cv_hf.data.columns import find_image
 from cv_hf.data.detect import detect_format
@@ -197,7 +197,9 @@ def task_shown(
     found = data.format or detect_format(data)
     of_format = [task for task in tasks if found in task.formats]
     if of_format:
-        counted = coco.count_masks(data.id) if found == "coco" else (0, 0)
+        counted = (0, 0)
+        if found in instances.formats:
+            counted = coco.count_masks(data.id) if found == "coco" else yolo.count_masks(data.id, data.images)
         return instances if _mostly_masks(counted, echo) else of_format[0]
     source = read(data, tasks[0], [], Findings())
     first = next(iter(source.splits.values()))
@@ -222,7 +224,13 @@ def task_shown(
 def _mostly_masks(counted: tuple[int, int], echo: Callable[[str], None]) -> bool:
     """Whether so many of so many objects have masks that they are instances, which is said."""
     masks, number = counted
-    if not masks or masks < _NEARLY_ALL * number:
+    if not masks:
+        return False
+    if masks < _NEARLY_ALL * number:
+        echo(
+            f"data: taken for object-detection, as only {masks} of {number} objects have masks; for these alone: "
+            "--task instance-segmentation"
+        )
         return False
     echo(
         f"data: taken for instance-segmentation, as {masks} of {number} objects have masks; for their boxes alone: "

@@ -180,9 +180,9 @@ def clean(
             for role, split in rows.items()
         }
         return cleaned, "masks: images, red the class and green the object"
-    if source_format == "coco":
+    if source_format in ("coco", "yolo"):
         cleaned, _ = detection.clean(rows, labels, data, source_format, findings)
-        return cleaned, "masks: polygons and RLE, as coco has them"
+        return cleaned, f"masks: polygons{' and RLE' if source_format == 'coco' else ''}, as {source_format} has them"
     compressed = {role: _compressed(split, findings, data.on_bad_sample) for role, split in rows.items()}
     # Their boxes are those around the masks, whatever the recipe says of others.
     own = data.model_copy(update={"box_format": None})
