@@ -16,7 +16,7 @@ from cv_hf.data.coco import candidates, holds_segments, looks_like_coco
 from cv_hf.data.foreign import ARCHIVES, hint, name_of
 from cv_hf.data.imagefolder import metadata_of
 from cv_hf.data.images import image_suffixes
-from cv_hf.data.masks import paired_folders, shows_masks
+from cv_hf.data.masks import MASK_FOLDERS, paired_folders, shows_masks
 from cv_hf.data.paths import is_hidden
 from cv_hf.data.splits import role_of
 from cv_hf.data.table import SUFFIXES, table_files
@@ -25,6 +25,7 @@ from cv_hf.data.yolo import LABEL_FOLDERS, find_yaml, is_whole, names_in, parse_
 from cv_hf.errors import DataError
 
 _SEGMENTS = ("masks", "panoptic")
+_FEW_FOLDERS = 20
 
 
 def detect_format(data: DataConfig, formats: Sequence[str] = ()) -> str:
@@ -150,7 +151,14 @@ def _unlabelled(folder: Path) -> bool | None:
 
 
 def _refuse_pairs(path: Path) -> None:
-    """Refuse two folders whose files are called alike, as images and their masks are."""
+    """Refuse two folders whose files are called alike, as images and their masks are; or a folder for each image."""
+    first = [folder for folder in folders_in(path) if not role_of(folder.name)][:_FEW_FOLDERS]
+    inner = [{deeper.name.lower() for deeper in folders_in(folder)} for folder in first]
+    if len(inner) > 1 and all("images" in names and not names.isdisjoint(MASK_FOLDERS) for names in inner):
+        raise DataError(
+            f"data.id: {path} has a folder for each image, with its masks, which is not read.\n"
+            "Put the images into images/ and a mask of each, of the same name, into masks/; or write COCO of instances."
+        )
     if pair := paired_folders(path):
         image, mask = pair
         raise DataError(

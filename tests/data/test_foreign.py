@@ -69,6 +69,11 @@ def photos(folder=""):
         (photos("images/") | {"masks/0.npy": array()}, "masks/0.npy is an array of NumPy"),
         (photos("images/") | {"a/labels.json": COCO}, "a/labels.json is COCO: give this file as data.id"),
         ({"photos.zip": b"PK"}, "photos.zip is an archive: unpack it"),
+        (
+            photos("1/images/") | photos("1/masks/") | photos("2/images/") | photos("2/masks/"),
+            "a folder for each image",
+        ),
+        (photos("images/") | photos("masks/"), "a JPEG, whose compression changes its values.\nSave the masks as PNGs"),
         (photos("images/") | {"notes.txt": "taken in July"}, "no folders of classes"),
         (photos("train/images/") | photos("val/images/"), "no folders of classes"),
         (photos("images/train/") | photos("images/val/"), "no folders of classes"),
