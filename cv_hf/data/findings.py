@@ -120,7 +120,9 @@ CODES: dict[str, Code] = {
         "warning", "noted", "a split that the dataset names, without its files or without annotations"
     ),
     "unused-folder": Code(
-        "warning", "noted", "a folder of images beside those of splits that is not called as a split is, left out"
+        "warning",
+        "noted",
+        "a folder of images beside those of splits that is not called as a split is, left out; data.splits may name it",
     ),
     "box-clipped": Code("warning", "repaired", "a box that reaches out of its image, cut at the border", _AS_READ),
     "box-turned": Code(

@@ -49,7 +49,7 @@ def read(id: str, wanted: Sequence[str] = (), findings: Findings | None = None, 
         check_split(name, list(folders))
     left_out = [] if len(folders) == 1 else [name for name in folders if not (role_of(name) or name in wanted)]
     for name in left_out:
-        findings.add("unused-folder", name, "give it as data.splits.validation or test, if it is one")
+        findings.add("unused-folder", name)
         del folders[name]
     tables = {name: metadata_of(path) for name, path in folders.items()}
     if any(tables.values()):
