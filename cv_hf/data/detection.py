@@ -77,7 +77,7 @@ _IMAGES_TRIED = 1000
 _OF_IMAGE = ("image_id", "width", "height")
 _JOINED = "_objects"
 _HEADERS_AT_ONCE = 256
-# With fewer boxes, losing most of them is no sign of a wrong box_format.
+# With fewer boxes, losing most of them is no sign of a wrong box_format, nor are small ones.
 _ENOUGH = 20
 
 
@@ -628,7 +628,9 @@ def _refuse_other_than_coco(splits: Mapping[str, datasets.Dataset], objects: Map
     boxes = np.concatenate([each.boxes for each in objects.values()])
     sizes = np.concatenate([annotated_sizes(split)[objects[role].rows] for role, split in splits.items()])
     boxes, edges = boxes[there := np.isfinite(boxes).all(axis=1)], sizes[there][:, ::-1]
-    if len(boxes) and (np.abs(boxes) <= 1).all():
+    if len(boxes) < _ENOUGH:
+        return
+    if (np.abs(boxes) <= 1).all():
         raise DataError(
             "the boxes are numbers from 0 to 1, relative to their images, and not pixels, as COCO has them.\n"
             "Set data.box_format=xywh_norm, or xyxy_norm or cxcywh_norm, whichever they are."
@@ -636,7 +638,7 @@ def _refuse_other_than_coco(splits: Mapping[str, datasets.Dataset], objects: Map
     with np.errstate(invalid="ignore", over="ignore"):
         leaves = (boxes[:, :2] + boxes[:, 2:] > 1.05 * edges).any(axis=1)
         corners = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes[:, 2:] <= edges + 1).all(axis=1)
-    if len(boxes) >= _ENOUGH and 2 * leaves.sum() > len(boxes) and corners.mean() > 0.99:
+    if 2 * leaves.sum() > len(boxes) and corners.mean() > 0.99:
         raise DataError(
             f"{leaves.sum()} of {len(boxes)} boxes leave their images as xywh, as COCO has them, and hardly one as xyxy"
             ".\nSet data.box_format=xyxy (or xywh, if they are so after all)."

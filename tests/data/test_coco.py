@@ -341,7 +341,7 @@ def test_real_instances():
 
 
 @pytest.mark.parametrize(
-    ("scale", "number", "told"), [("norm", 1, "xywh_norm"), ("xyxy", 24, "xyxy"), ("xyxy", 4, None)]
+    ("scale", "number", "told"), [("norm", 24, "xywh_norm"), ("xyxy", 24, "xyxy"), ("xyxy", 4, None)]
 )
 def test_boxes_that_are_plainly_of_another_format(tmp_path, scale, number, told):
     """As converters write them; few of them prove nothing."""
