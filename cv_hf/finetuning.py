@@ -153,7 +153,7 @@ def open_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequ
     recipe = load_recipe(recipe, overrides)
     task = get_task(recipe.task)
     recipe = resolve(recipe, task)
-    known = task.metrics(None, ())
+    known = task.metrics(None, tuple(recipe.data.columns))
     metric = choose_metric(recipe, known)
     arguments = training_arguments(recipe, Path(recipe.run_dir) / "checkpoints", metric, known[metric])
     build_augment(recipe.augment or [], None, data_seed(arguments), moved=task.moved)

@@ -8,16 +8,13 @@ from pathlib import Path
 import yaml
 
 from cv_hf.config import DataConfig
-from cv_hf.data import detect_format, load_splits, task_shown
-from cv_hf.data.coco import count_masks
+from cv_hf.data import load_splits, task_shown
 from cv_hf.errors import RecipeError, printable
 from cv_hf.task import Task
 from cv_hf.tasks import get_task
 
-# Told from data in this order: panoptic segments are masks too.
-_SHOWN = ("object-detection", "panoptic-segmentation", "semantic-segmentation")
-# Of annotations with masks: some tools leave a few objects without.
-_NEARLY_ALL = 0.98
+# Told from data in this order: panoptic segments may have boxes, and are masks too.
+_SHOWN = ("panoptic-segmentation", "object-detection", "semantic-segmentation")
 
 
 def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model: str | None = None) -> None:
@@ -59,7 +56,7 @@ def write_starter(data: DataConfig, out: Path, *, task: str | None = None, model
 def task_of(data: DataConfig, name: str | None = None, echo: Callable[[str], None] = print) -> Task:
     """The task of that name, else the one whose targets the data holds: boxes, segments, masks, else classes.
 
-    Boxes of COCO that (nearly) all have a mask are instances.
+    Objects that (nearly) all have a mask are instances.
 
     Args:
         data: the data section.
@@ -71,13 +68,5 @@ def task_of(data: DataConfig, name: str | None = None, echo: Callable[[str], Non
     """
     if name is not None:
         return get_task(name)
-    found = task_shown(data, [get_task(each) for each in _SHOWN], get_task("image-classification"), echo)
-    if found.name == "object-detection" and (data.format or detect_format(data)) == "coco":
-        masks, number = count_masks(data.id)
-        if masks and masks >= _NEARLY_ALL * number:
-            echo(
-                f"data: taken for instance-segmentation, as {masks} of {number} annotations have masks; for their "
-                "boxes alone: --task object-detection"
-            )
-            return get_task("instance-segmentation")
-    return found
+    *tasks, instances, otherwise = map(get_task, (*_SHOWN, "instance-segmentation", "image-classification"))
+    return task_shown(data, tasks, instances, otherwise, echo)

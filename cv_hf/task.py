@@ -53,7 +53,8 @@ class Task:
         present: encoded split -> the names of the classes that it has; None where only reading every mask would tell.
         model_fields: (LabelMap, canonical columns) -> fields of the model's configuration.
         metrics: (LabelMap, canonical columns) -> the metrics that can choose the best checkpoint and are published,
-            each with whether greater is better; the first is the default. (None, ()) -> all that any data may have.
+            each with whether greater is better; the first is the default. None, and the columns that the recipe names
+            -> all that such data may have.
 
         fit: (row, (height, width) of its decoded image, LabelMap) -> the row with targets that fit the image, None if
             it has none that do, and findings as (code, name, reason); None where targets do not depend on the size.

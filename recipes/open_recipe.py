@@ -3,7 +3,7 @@
     python open_recipe.py RECIPE.yaml [key=value ...]
 
 It calls what `cv_hf.finetune` calls, in the same order, and gives the same losses. What it leaves out is what a script
-of your own may not need: --resume, the lock of the run directory, the picture of predictions, messages for Ctrl-C.
+of your own may not need: --resume, the picture of predictions, messages for Ctrl-C.
 """
 
 import json
@@ -15,10 +15,11 @@ from pathlib import Path
 from transformers import set_seed
 
 from cv_hf import publish
-from cv_hf.config import load_recipe
+from cv_hf.config import Recipe, load_recipe
 from cv_hf.data import load_splits
 from cv_hf.inference import evidence, load_trained, score
 from cv_hf.models import build_model, freeze_backbone, loss_needs, pixel_map, resizer
+from cv_hf.task import Task
 from cv_hf.tasks import get_task
 from cv_hf.training import (
     EvalSamples,
@@ -32,6 +33,7 @@ from cv_hf.training import (
     evaluate,
     find_scales,
     image_cache,
+    locked,
     recorder,
     resolve,
     takes_mask,
@@ -46,7 +48,11 @@ def main(recipe_file: str, *overrides: str) -> dict:
     task = get_task(recipe.task)
     recipe = resolve(recipe, task)
     folder = Path(recipe.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):  # against another training in it
+        return train(recipe, task, folder)
+
+
+def train(recipe: Recipe, task: Task, folder: Path) -> dict:
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     if recipe.hub:
         publish.check_can_write(recipe.hub.repo_id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import datasets
 import pytest
 import yaml
@@ -53,9 +55,11 @@ def test_boxes_with_masks_are_instances(tmp_path, segmentations, task):
         lines = []
         assert task_of(DataConfig(id=str(id)), echo=lines.append).name == task
         number = len(segmentations)
-        assert len(lines) == (task == "instance-segmentation")
-        if lines:
-            assert f" of {number} annotations have masks; for their boxes alone: --task object-detection" in lines[0]
+        assert len(lines) == (task == "instance-segmentation" or TRIANGLE in segmentations)
+        if task == "object-detection" and lines:
+            assert f"as only {number - 1} of {number} objects have masks; for these alone: --task inst" in lines[0]
+        elif lines:
+            assert f" of {number} objects have masks; for their boxes alone: --task object-detection" in lines[0]
         assert task_of(DataConfig(id=str(id)), "object-detection").name == "object-detection"
 
 
@@ -85,3 +89,60 @@ def test_one_box_for_each_image_may_be_of_classification(tmp_path):
     assert task_of(DataConfig(id=str(path)), echo=lines.append).name == "object-detection"
     (line,) = lines
     assert "--task image-classification" in line
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("segmentations", "task"),
+    [
+        ([TRIANGLE, [[5.0, 5, 30, 5, 30, 30, 9, 9]]], "instance-segmentation"),
+        ([TRIANGLE, []], "object-detection"),
+        ([[[1, 1, 20, 1, 20, 30, 1, 30]], [[1, 1, 20, 1, 20, 30, 1, 30, 1, 1]]], "object-detection"),
+        ([[1, 1, 20, 1, 20, 30, 1, 30]] * 2, "object-detection"),
+        ([RLE, RLE], "instance-segmentation"),
+        ([json.dumps([TRIANGLE])] * 2, "instance-segmentation"),
+    ],
+)
+@pytest.mark.parametrize("boxed", [True, False])
+def test_tables_with_masks_are_instances(tmp_path, segmentations, task, suffix, boxed):
+    objects = {"category": ["cat"] * len(segmentations), "segmentation": segmentations}
+    objects |= {"bbox": [[1, 1, 19, 29]] * len(segmentations)} if boxed else {}
+    none = {name: [] for name in objects}
+    rows = [{"file_name": f"{number}.jpg", "objects": objects if number else none} for number in range(8)]
+    files = {f"{number}.jpg": None for number in range(8)}
+    if suffix == "jsonl":
+        write(tmp_path, files | {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    else:
+        write(tmp_path, files)
+        datasets.Dataset.from_list(rows[::-1]).to_parquet(tmp_path / "train.parquet")
+    lines = []
+    found = task_of(DataConfig(id=str(tmp_path)), echo=lines.append).name
+    if boxed:
+        assert found == task
+        assert len(lines) == (task == "instance-segmentation" or TRIANGLE in segmentations)
+        told = {"instance-segmentation": "as 14 of 14 objects", "object-detection": "as only 7 of 14 objects"}[task]
+        assert not lines or f"data: taken for {task}, {told} have masks; for the" in lines[0]
+    elif task == "instance-segmentation":
+        assert found == task
+        assert cli.main(["init", str(tmp_path), "--out", str(tmp_path / "recipe.yaml")]) == 0
+
+
+def test_an_image_for_each_object_makes_instances(tmp_path):
+    rows = [{"image": {"bytes": photo()}, "masks": [{"bytes": photo(format="PNG")}] * 2, "category": [0, 1]}] * 4
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "masks": datasets.List(datasets.Image()),
+            "category": datasets.List(datasets.ClassLabel(names=["cat", "dog"])),
+        }
+    )
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    assert task_of(DataConfig(id=str(tmp_path))).name == "instance-segmentation"
+
+
+def test_panoptic_rows_with_boxes_stay_panoptic(tmp_path):
+    segments = [{"id": 1, "category_id": 3, "bbox": [1, 1, 19, 29], "area": 9, "iscrowd": 0}]
+    rows = [{"image": {"bytes": photo()}, "label": {"bytes": photo(format="PNG")}, "segments_info": segments}] * 4
+    features = datasets.Dataset.from_list(rows).features | {"image": datasets.Image(), "label": datasets.Image()}
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(tmp_path / "train.parquet")
+    assert task_of(DataConfig(id=str(tmp_path))).name == "panoptic-segmentation"

@@ -2,27 +2,34 @@
 
 A sample is `image` and either `label` (one class) or `labels` (a list of classes, which may be empty). In the source, a
 label is a ClassLabel, text, an integer or a boolean, or a list of these. Multi-hot vectors are not read: a list holds
-the labels that apply.
+the labels that apply. Where the recipe says so (`data.columns.labels`), text holds several of them, as "cat, dog", or
+each class has a column of 0 and 1.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cv_hf.config import DataConfig
 from cv_hf.data import box_rows
 from cv_hf.data import labels as label_maps
 from cv_hf.data.columns import LABEL_NAMES, check_given, find_column, find_image, is_list, keep_columns, listed
 from cv_hf.data.labels import LabelMap
-from cv_hf.errors import DataError
+from cv_hf.errors import DataError, did_you_mean, printable
 
 COLUMNS = ("image", "label", "labels")
+_LISTS = "_labels"
+# Of several labels in one text.
+_SEPARATOR = re.compile(r"\s*[,;|]\s*")
 
 
 def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
@@ -45,14 +52,23 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
                 f"its {len(dataset)} rows are boxes ({', '.join(boxes.names)}) of {number} images, not an image each.\n"
                 "That is for task: object-detection. To train on whole images, leave one row for each image."
             )
-    label = find_column(
-        others,
-        "labels" if "labels" in given else "label",
-        kind=lambda feature: isinstance(_element(feature), datasets.ClassLabel),
-        usual_names=LABEL_NAMES,
-        fits=lambda feature: _kind(feature) is not None,
-        given=given,
-    )
+    if "labels" in given and (several := _columns_of_labels(dataset, given["labels"])):
+        kept = keep_columns(_with_lists(dataset, several), {"image": image, "labels": _LISTS})
+        kept._source_columns = {"image": image, "labels": ", ".join(several)}
+        return kept
+    try:
+        label = find_column(
+            others,
+            "labels" if "labels" in given else "label",
+            kind=lambda feature: isinstance(_element(feature), datasets.ClassLabel),
+            usual_names=LABEL_NAMES,
+            fits=lambda feature: _kind(feature) is not None,
+            given=given,
+        )
+    except DataError:
+        if not {"label", "labels"} & set(given):
+            _refuse_columns_of_classes(dataset, others)
+        raise
     if _kind(features[label]) is None:
         raise DataError(
             f"column {label!r} has no labels that can be read (a ClassLabel, text, integers, booleans, or a list of "
@@ -62,6 +78,61 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
     if "labels" in given and target == "label":
         raise DataError(f"data.columns.labels: column {label!r} holds one label per image; name it as label instead.")
     return keep_columns(dataset, {"image": image, target: label})
+
+
+def _columns_of_labels(dataset: datasets.Dataset, given: str) -> list[str]:
+    """The columns that hold the labels of `data.columns.labels`, which lists classes, or names one of text; else none.
+
+    Raises:
+        DataError: one that is listed is not there.
+    """
+    features = dataset.features
+    names = [given] if given in features else [name.strip() for name in given.split(",")]
+    if len(names) == 1:
+        feature = features.get(names[0])
+        return names if _kind(feature) is str and not is_list(feature) else []
+    for name in names:
+        if name not in features:
+            near = did_you_mean(name, features)
+            raise DataError(f"data.columns.labels: there is no column {name!r}.{near} Columns: {listed(features)}.")
+    return names
+
+
+def _with_lists(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset:
+    """The dataset with a list of the labels of each row, from one column of text or from columns of 0 and 1."""
+    table = dataset.select_columns(list(names)).with_format("arrow")[:]
+    if len(names) == 1:
+        text = pc.replace_substring_regex(table[names[0]].cast(pa.string()), r"[\[\]\"']", "")
+        text = pc.utf8_trim(text, " ,;|")
+        lists = [None if each is None else _SEPARATOR.split(each) if each else [] for each in text.to_pylist()]
+        lists = pa.array(lists, pa.list_(pa.string()))
+    else:
+        rows = np.stack([_zeros_and_ones(table[name], name) for name in names], axis=1)
+        lists = pa.array([[names[place] for place in np.flatnonzero(row)] for row in rows], pa.list_(pa.string()))
+    return dataset.add_column(_LISTS, lists, feature=datasets.List(datasets.Value("string")))
+
+
+def _zeros_and_ones(values: pa.ChunkedArray, name: str) -> np.ndarray:
+    try:
+        numbers = values.cast(pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        numbers = np.array([np.nan])
+    if not np.isin(numbers, (0, 1)).all():
+        raise DataError(f"data.columns.labels: column {name!r} holds other values than 0 and 1.")
+    return numbers
+
+
+def _refuse_columns_of_classes(dataset: datasets.Dataset, features: Mapping[str, Any]) -> None:
+    """Refuse several columns of nothing but 0 and 1, and say how they are read."""
+    plain = {name: feature for name, feature in features.items() if isinstance(feature, datasets.Value)}
+    numbers = [name for name, feature in plain.items() if _kind(feature) is int]
+    table = dataset.select_columns(numbers).with_format("arrow")[:] if numbers else None
+    classes = [name for name in numbers if set(pc.unique(table[name]).to_pylist()) == {0, 1}]
+    if len(classes) > 1:
+        raise DataError(
+            f"no label column was found among: {listed(features)}.\n"
+            f"If each is a class, 1 where it applies: data.columns.labels='{','.join(classes)}'."
+        )
 
 
 def label_map(
@@ -82,12 +153,26 @@ def label_map(
     values = [value for split in splits.values() for value in _distinct(split, column, data.ignore_index)]
     seen = label_maps.from_values(values, data.ignore_index)
     if data.labels is None:
+        if column == "label" and "label" not in data.columns:
+            _refuse_joined(seen)
         return seen
     folder = Path(data.id) if Path(data.id).is_dir() else Path(data.id).parent
     kind = type(seen.sources[0]) if seen.sources else str
     return label_maps.from_recipe(
         data.labels, folder=folder, class_names=class_names, kind=kind, ignore_index=data.ignore_index
     )
+
+
+def _refuse_joined(labels: LabelMap) -> None:
+    """Refuse labels of text that are several others, as "cat, dog" beside "cat" and "dog"."""
+    known = set(labels.sources)
+    for source in labels.sources:
+        parts = _SEPARATOR.split(source) if isinstance(source, str) else []
+        if len(parts) > 1 and known.issuperset(parts):
+            raise DataError(
+                f"the label {printable(source)!r} is several others. If an image may have several, name their column: "
+                "data.columns.labels=NAME.\nIf it is a class of its own: data.columns.label=NAME."
+            )
 
 
 def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:

@@ -105,9 +105,14 @@ def count_masks(id: str) -> tuple[int, int]:
     file = next((file for name, file in files.items() if role_of(name) == "train"), next(iter(files.values())))
     with collector_off():
         annotations = load(file, root_of_file(path) if path.is_file() else path)["annotations"]
-        masks = [each["segmentation"] for each in annotations if isinstance(each, dict) and each.get("segmentation")]
-        masks = [mask for mask in masks if mask != "[]" and not (isinstance(mask, dict) and not mask.get("counts"))]
-        return (0 if all(map(_is_rectangle, masks)) else len(masks)), len(annotations)
+        return number_of_masks([each.get("segmentation") for each in annotations if isinstance(each, dict)])
+
+
+def number_of_masks(segmentations: Sequence[Any]) -> tuple[int, int]:
+    """How many of some objects have a mask, and how many objects there are; of rectangles alone none has."""
+    masks = [mask for mask in segmentations if mask and mask != "[]"]
+    masks = [mask for mask in masks if not (isinstance(mask, Mapping) and not mask.get("counts"))]
+    return (0 if all(map(_is_rectangle, masks)) else len(masks)), len(segmentations)
 
 
 def annotation_files(root: Path, wanted: Sequence[str] = ()) -> dict[str, Path]:
@@ -403,7 +408,7 @@ class Resolver:
         self.inside, self.by_base_name = inside, by_base_name
 
     def __call__(self, name: str) -> str | None:
-        return self.inside(re.split(r"[/\\]", name)[-1] if self.by_base_name else name)
+        return self.inside(_base_name(name) if self.by_base_name else name)
 
 
 def images_resolver(
@@ -432,17 +437,24 @@ def images_resolver(
 
 
 def best_resolver(
-    names: Sequence[str], tried: Sequence[Path], allowed: Sequence[Path], taken: Collection[str | None] = frozenset()
+    names: Sequence[str],
+    tried: Sequence[Path],
+    allowed: Sequence[Path],
+    taken: Collection[str | None] = frozenset(),
+    suffixes: Sequence[str] = (),
 ) -> Resolver | None:
     """The folder of `tried` with most of the first names, which must lead into one of `allowed`; None: none has any.
 
-    Names that are found nowhere are looked for without their folders, which may be those of another machine.
+    Names that are found nowhere are looked for without their folders, which may be those of another machine, unless
+    two would be the same without. `suffixes` are as `Inside` takes them.
     """
     first = names[:_TRIED]
     for by_base_name in (False, True):
-        resolvers = [Resolver(Inside(folder, *allowed), by_base_name) for folder in tried]
+        resolvers = [Resolver(Inside(folder, *allowed, suffixes=suffixes), by_base_name) for folder in tried]
         if not first:
             return resolvers[0]
+        if by_base_name and len({*map(_base_name, names)}) < len({*names}):
+            return None
         found = [[path for path in map(each, first) if path is not None and path not in taken] for each in resolvers]
         held = [sum(map(os.path.isfile, paths)) for paths in found]
         if max(held, default=0):
@@ -450,8 +462,15 @@ def best_resolver(
     return None
 
 
+def _base_name(name: str) -> str:
+    return re.split(r"[/\\]", name)[-1]
+
+
 def image_folders(file: Path, split: str, root: Path, base: Path | None) -> Iterator[Path]:
-    names = [split, *(name for name in USUAL_NAMES.get(role_of(split) or "", ()) if name != split)]
+    """Where the images of a split can stand, most usual first; also in a folder that is called as its file is, as
+    `images/default` of CVAT's instances_default.json."""
+    names = [split, *USUAL_NAMES.get(role_of(split) or "", ()), re.sub(r"^(instances|panoptic)[-_.]", "", file.stem)]
+    names = list(dict.fromkeys(names))
     for start in [base] if base is not None else dict.fromkeys([file.parent, root]):
         below = {path.name.lower(): path for path in folders(start)}
         of_split = [below[name.lower()] for name in names if name.lower() in below]
@@ -509,9 +528,9 @@ def _around(segmentation: Any) -> tuple[tuple[float, ...] | None, str]:
 def _is_rectangle(segmentation: Any) -> bool:
     """Whether a mask is one polygon along the axes, whose corners have two x and two y."""
     try:
-        (polygon,) = json.loads(segmentation) if isinstance(segmentation, str) else segmentation
+        (polygon,) = rle.polygons_of(json.loads(segmentation) if isinstance(segmentation, str) else segmentation)
         return len(polygon) in (8, 10) and len({*polygon[::2]}) == len({*polygon[1::2]}) == 2
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, LookupError):
         return False
 
 

@@ -16,7 +16,7 @@ IMAGE_NAMES = ("image", "img", "picture", "photo", "images", "pixel_values", "fi
 # Of text, whose values may be file names without their suffix.
 IMAGE_IDS = ("image_id", "imageid", "img_id", "image", "id")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "fine_label", "classes", "categories", "tags", "tag",
-               "y", "cls", "class_name", "class_id", "label_name", "label_id", "targets")  # fmt: skip
+               "y", "cls", "class_name", "class_id", "label_name", "label_id", "targets", "choice")  # fmt: skip
 MASK_NAMES = ("mask", "annotation", "semantic_segmentation", "segmentation_mask", "semantic_mask", "segmentation",
               "segmentation_map", "label", "labels", "gt", "ground_truth", "masks", "annotations", "seg", "seg_mask",
               "semantic", "target", "mask_file_name", "mask_path", "label_path")  # fmt: skip

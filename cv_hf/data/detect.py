@@ -13,9 +13,10 @@ from cv_hf.data.annotations import IMAGE_FOLDERS, files_in
 from cv_hf.data.annotations import folders as folders_in
 from cv_hf.data.box_rows import says_boxes
 from cv_hf.data.coco import candidates, holds_segments, looks_like_coco
+from cv_hf.data.foreign import ARCHIVES, hint, name_of
 from cv_hf.data.imagefolder import metadata_of
 from cv_hf.data.images import image_suffixes
-from cv_hf.data.masks import shows_masks
+from cv_hf.data.masks import MASK_FOLDERS, paired_folders, shows_masks
 from cv_hf.data.paths import is_hidden
 from cv_hf.data.splits import role_of
 from cv_hf.data.table import SUFFIXES, table_files
@@ -24,7 +25,7 @@ from cv_hf.data.yolo import LABEL_FOLDERS, find_yaml, is_whole, names_in, parse_
 from cv_hf.errors import DataError
 
 _SEGMENTS = ("masks", "panoptic")
-_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".arrow")
+_FEW_FOLDERS = 20
 
 
 def detect_format(data: DataConfig, formats: Sequence[str] = ()) -> str:
@@ -55,7 +56,7 @@ def looks_like_a_path(id: str) -> bool:
         or id.startswith((".", "~", "/", os.sep))
         or (os.sep != "/" and os.sep in id)
         or id.endswith("/")
-        or Path(id).suffix.lower() in (*SUFFIXES, *_ARCHIVES, ".txt", ".xml", ".yaml", ".yml")
+        or Path(id).suffix.lower() in (*SUFFIXES, *ARCHIVES, ".txt", ".xml", ".yaml", ".yml")
     )
 
 
@@ -71,13 +72,16 @@ def _format_of_file(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):
         return "yolo"
-    if suffix == ".json":
-        return _format_of_json(path) or "parquet"
+    if suffix == ".json" and (found := _format_of_json(path)):
+        return found
     if suffix in SUFFIXES:
-        return "parquet"
-    if suffix in _ARCHIVES:
+        return _table([path])
+    if suffix in ARCHIVES:
         raise DataError(f"data.id: {path} is an archive; unpack it and give the folder.")
-    raise DataError(f"data.id: {path} is of no format that is read (a folder, or a table: {', '.join(SUFFIXES)}).")
+    told = f"\n{path.name} {told}." if (told := name_of(path)) else ""
+    raise DataError(
+        f"data.id: {path} is of no format that is read (a folder, or a table: {', '.join(SUFFIXES)}).{told}"
+    )
 
 
 def _format_of_json(path: Path) -> str | None:
@@ -111,15 +115,56 @@ def _format_of_folder(path: Path, data: DataConfig, formats: Sequence[str]) -> s
         return "parquet"
     if metadata_of(path) or any(metadata_of(folder) for folder in folders):
         return "imagefolder"
-    if tables and (data.images or not folders or any(_names_images(file) for file in tables)):
-        return "parquet"
-    if folders:
+    unlabelled = _unlabelled(path)
+    if tables and (data.images or not folders or unlabelled or any(_names_images(file) for file in tables)):
+        return _table(tables)
+    if folders and not unlabelled:
+        if not formats or "masks" in formats:
+            _refuse_pairs(path)
         return "imagefolder"
-    if _holds_images(path):
+    if unlabelled or _holds_images(path):
         raise DataError(
             f"data.id: {path} holds images, but no labels: no folders of classes, no metadata.csv, no table."
+            + hint(path)
         )
-    raise DataError(f"data.id: {path} holds nothing that is read: no folders of images, no tables.")
+    raise DataError(f"data.id: {path} holds nothing that is read: no folders of images, no tables.{hint(path)}")
+
+
+def _table(files: Sequence[Path]) -> str:
+    """The format of tables; DataError where they are of a program whose tables are not read."""
+    for file in files[:1]:
+        if file.suffix.lower() != ".parquet" and (told := name_of(file)):
+            raise DataError(f"data.id: {file} {told}.")
+    return "parquet"
+
+
+def _unlabelled(folder: Path) -> bool | None:
+    """Whether the images below a folder stand in folders that are called as those of images or splits are, so that
+    none is a class; None: there are no images."""
+    found: list[bool | None] = []
+    for inner in folders_in(folder):
+        if inner.name.lower() not in IMAGE_FOLDERS and not role_of(inner.name):
+            found.append(False if any(_holds_images(Path(place)) for place, _, _ in os.walk(inner)) else None)
+        else:
+            found.append(_holds_images(inner) or _unlabelled(inner))
+    return all(each for each in found if each is not None) if any(each is not None for each in found) else None
+
+
+def _refuse_pairs(path: Path) -> None:
+    """Refuse two folders whose files are called alike, as images and their masks are; or a folder for each image."""
+    first = [folder for folder in folders_in(path) if not role_of(folder.name)][:_FEW_FOLDERS]
+    inner = [{deeper.name.lower() for deeper in folders_in(folder)} for folder in first]
+    if len(inner) > 1 and all("images" in names and not names.isdisjoint(MASK_FOLDERS) for names in inner):
+        raise DataError(
+            f"data.id: {path} has a folder for each image, with its masks, which is not read.\n"
+            "Put the images into images/ and a mask of each, of the same name, into masks/; or write COCO of instances."
+        )
+    if pair := paired_folders(path):
+        image, mask = pair
+        raise DataError(
+            f"data.id: the files of {image.name} and {mask.name} in {path} are called alike, as images and masks are.\n"
+            f"If they are: data.images={image} data.masks={mask}; if these are two classes: data.format=imagefolder."
+        )
 
 
 def _annotated(path: Path, data: DataConfig, formats: Sequence[str]) -> list[str]:
@@ -173,9 +218,9 @@ def _names_images(table: Path) -> bool:
     neither."""
     with open(table, encoding="utf-8-sig", errors="replace") as text:
         first = [text.readline() for _ in range(5)]
-    rows = [[cell.strip() for cell in re.split(r'[,;\t"]', line)] for line in first]
+    rows = [[cell.strip() for cell in re.split(r'[,;\t|"]', line)] for line in first]
     images = [cell for row in rows for cell in row if Path(cell).suffix.lower() in image_suffixes()]
-    return says_boxes(rows[0]) or any((table.parent / cell).is_file() for cell in images)
+    return says_boxes(rows[0]) or any((table.parent / cell.replace("\\", "/")).is_file() for cell in images)
 
 
 def _holds_images(folder: Path) -> bool:

@@ -67,6 +67,7 @@ from cv_hf.task import Finding
 
 # What these formats' files hold; their readers give absolute xywh.
 _OWN_FORMATS = {"voc": "xyxy", "yolo": "cxcywh_norm"}
+_SET_FORMAT = "Set data.box_format to what they are: xywh, xyxy, cxcywh_norm, xyxy_norm or xywh_norm."
 # Rounding of an annotation. A box that leaves its image by less stays as it is, by more it is clipped.
 _ROUNDING = 0.5
 # So many times as wide or high as its image no box is one: cut at the border, it would be the whole image.
@@ -76,7 +77,7 @@ _IMAGES_TRIED = 1000
 _OF_IMAGE = ("image_id", "width", "height")
 _JOINED = "_objects"
 _HEADERS_AT_ONCE = 256
-# With fewer boxes, losing most of them is no sign of a wrong box_format.
+# With fewer boxes, losing most of them is no sign of a wrong box_format, nor are small ones.
 _ENOUGH = 20
 
 
@@ -319,6 +320,12 @@ def clean(
     cleaned = {
         role: _clean_split(split, objects[role], labels, data, box_format, findings) for role, split in rows.items()
     }
+    number = sum(len(each.boxes) for each in objects.values())
+    if number and not any(len(_flat(split).boxes) for split in cleaned.values()):
+        what = "cx cy w h, from 0 to 1" if source_format == "yolo" else box_format
+        mend = "Correct the files." if source_format in _OWN_FORMATS else _SET_FORMAT
+        worst = findings.summary().split("\n")[0]
+        raise DataError(f"{data.id}: none of the {number} boxes is one, read as {what}: {worst}.\n{mend}")
     return cleaned, f"boxes: {box_format}, {why}"
 
 
@@ -494,7 +501,7 @@ def _clean_split(
         raise DataError(
             f"{whole - kept.sum()} of {whole} boxes are none as {box_format}: "
             + findings.summary().split("\n")[0]
-            + ".\nSet data.box_format to what they are: xywh, xyxy, cxcywh_norm, xyxy_norm or xywh_norm."
+            + f".\n{_SET_FORMAT}"
         )
     for place in np.flatnonzero(cut & kept).tolist():
         findings.add("box-clipped", name(place), shown(place))
@@ -592,6 +599,7 @@ def _box_format(
     if data.box_format is not None:
         return data.box_format, "as data.box_format says"
     if format == "coco":
+        _refuse_other_than_coco(splits, objects)
         return "xywh", "as coco has them"
     if not any(len(each.boxes) for each in objects.values()):
         return "xywh", "as there are none"
@@ -609,6 +617,32 @@ def _box_format(
     if not len(boxes):
         raise DataError("the format of the boxes is not certain: none of the images can be read.\nSet data.box_format.")
     raise uncertain(proof, names, boxes, sizes)
+
+
+def _refuse_other_than_coco(splits: Mapping[str, datasets.Dataset], objects: Mapping[str, _Objects]) -> None:
+    """Refuse boxes of COCO's files that are plainly no absolute xywh, as some converters write them.
+
+    Raises:
+        DataError: they are relative; or most leave their images, and would not as xyxy.
+    """
+    boxes = np.concatenate([each.boxes for each in objects.values()])
+    sizes = np.concatenate([annotated_sizes(split)[objects[role].rows] for role, split in splits.items()])
+    boxes, edges = boxes[there := np.isfinite(boxes).all(axis=1)], sizes[there][:, ::-1]
+    if len(boxes) < _ENOUGH:
+        return
+    if (np.abs(boxes) <= 1).all():
+        raise DataError(
+            "the boxes are numbers from 0 to 1, relative to their images, and not pixels, as COCO has them.\n"
+            "Set data.box_format=xywh_norm, or xyxy_norm or cxcywh_norm, whichever they are."
+        )
+    with np.errstate(invalid="ignore", over="ignore"):
+        leaves = (boxes[:, :2] + boxes[:, 2:] > 1.05 * edges).any(axis=1)
+        corners = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes[:, 2:] <= edges + 1).all(axis=1)
+    if 2 * leaves.sum() > len(boxes) and corners.mean() > 0.99:
+        raise DataError(
+            f"{leaves.sum()} of {len(boxes)} boxes leave their images as xywh, as COCO has them, and hardly one as xyxy"
+            ".\nSet data.box_format=xyxy (or xywh, if they are so after all)."
+        )
 
 
 def _formats_left(splits: Mapping[str, datasets.Dataset]) -> tuple[str, ...]:

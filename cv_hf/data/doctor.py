@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 
 from cv_hf.config import DataConfig
-from cv_hf.data import box_rows, classification, hashes
+from cv_hf.data import box_rows, classification, coco, hashes, instance, yolo
 from cv_hf.data.box_format import AmbiguousBoxFormat
 from cv_hf.data.columns import find_image
 from cv_hf.data.detect import detect_format
@@ -43,6 +43,8 @@ _ENOUGH = 20
 # So many times the pixels of the median image, or so many times fewer.
 _OUTLYING = 16
 _WHOLE_IMAGE = 0.95
+# Of objects with masks: some tools leave a few without.
+_NEARLY_ALL = 0.98
 SCHEMA = 1
 
 
@@ -149,6 +151,8 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     labels = task.label_map(raw, data, source.labels)
     if not len(labels):
         raise DataError(f"{data.id}: no sample has a label.")
+    if not any(map(len, raw.values())):
+        raise DataError(f"{data.id}: there are no images in it.")
     rows, form, bare = _encoded(raw, labels, source, data, task, findings, echo)
     fit = None if "box-format-ambiguous" in findings else task.fit
     images: list[_Image] = []
@@ -161,6 +165,8 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     _judge_labels(labels, findings)
     if fit is not None or task.fit is None:
         _judge_counts(counts, findings)
+    if len(labels) == 1 and any("label" in split.column_names for split in rows.values()):
+        findings.add("only-one-class", labels.names[0])
     _judge_sizes(images, findings)
     lost, others = _judge_copies(images, findings)
     lost.update(image.file for image in images if not image.fits)
@@ -172,14 +178,17 @@ def check(data: DataConfig, task: Task, echo: Callable[[str], None] = print) -> 
     return Diagnosis(data, task, source, rows, raw, labels, form, findings, counts, lost, others)
 
 
-def task_shown(data: DataConfig, tasks: Sequence[Task], otherwise: Task, echo: Callable[[str], None] = print) -> Task:
+def task_shown(
+    data: DataConfig, tasks: Sequence[Task], instances: Task, otherwise: Task, echo: Callable[[str], None] = print
+) -> Task:
     """The first of the tasks whose targets a dataset holds, by its format, else by its columns.
 
     Args:
         data: the data section.
         tasks: tried in this order.
+        instances: the task where (nearly) all objects have a mask.
         otherwise: the task where none of them fits.
-        echo: called with a line where this one fits as well.
+        echo: called with a line where the data is for another task as well.
 
     Raises:
         DataError: the dataset cannot be read, or holds boxes, but it is not clear which columns they are.
@@ -188,9 +197,14 @@ def task_shown(data: DataConfig, tasks: Sequence[Task], otherwise: Task, echo: C
     found = data.format or detect_format(data)
     of_format = [task for task in tasks if found in task.formats]
     if of_format:
-        return of_format[0]
+        counted = (0, 0)
+        if found in instances.formats:
+            counted = coco.count_masks(data.id) if found == "coco" else yolo.count_masks(data.id, data.images)
+        return instances if _mostly_masks(counted, echo) else of_format[0]
     source = read(data, tasks[0], [], Findings())
     first = next(iter(source.splits.values()))
+    if _mostly_masks(instance.count_masks(first.select(range(min(_TRIED, len(first)))), data), echo):
+        return instances
     for task in tasks:
         try:
             task.canonical(first.select(range(min(1, len(first)))), data)
@@ -205,6 +219,24 @@ def task_shown(data: DataConfig, tasks: Sequence[Task], otherwise: Task, echo: C
     if found != "hub":  # whose images would all be downloaded and read for it
         box_rows.refuse_unnamed(first, find_image(first.features, data.columns))
     return otherwise
+
+
+def _mostly_masks(counted: tuple[int, int], echo: Callable[[str], None]) -> bool:
+    """Whether so many of so many objects have masks that they are instances, which is said."""
+    masks, number = counted
+    if not masks:
+        return False
+    if masks < _NEARLY_ALL * number:
+        echo(
+            f"data: taken for object-detection, as only {masks} of {number} objects have masks; for these alone: "
+            "--task instance-segmentation"
+        )
+        return False
+    echo(
+        f"data: taken for instance-segmentation, as {masks} of {number} objects have masks; for their boxes alone: "
+        "--task object-detection"
+    )
+    return True
 
 
 def _encoded(

@@ -48,6 +48,12 @@ _LABELS = "the labels (data.labels, else the data's own; in scoring, the model's
 
 CODES: dict[str, Code] = {
     "unreadable-image": Code("error", "dropped", "the image cannot be decoded", _IMAGE_OUT),
+    "photo-format": Code(
+        "error",
+        "dropped",
+        "a photo of a phone or camera (HEIC, raw), which is not read; convert it to JPEG",
+        _IMAGE_OUT,
+    ),
     "truncated-image": Code("error", "dropped", "the file of the image ends too early", _IMAGE_OUT),
     "empty-image": Code("error", "dropped", "the file of the image has no bytes", _IMAGE_OUT),
     "decompression-bomb": Code(
@@ -113,6 +119,11 @@ CODES: dict[str, Code] = {
     "missing-split": Code(
         "warning", "noted", "a split that the dataset names, without its files or without annotations"
     ),
+    "unused-folder": Code(
+        "warning",
+        "noted",
+        "a folder of images beside those of splits that is not called as a split is, left out; data.splits may name it",
+    ),
     "box-clipped": Code("warning", "repaired", "a box that reaches out of its image, cut at the border", _AS_READ),
     "box-turned": Code(
         "warning",
@@ -150,6 +161,7 @@ CODES: dict[str, Code] = {
         "the file is of another format than its suffix says, and is read as what it is",
         "gives it the suffix of its format",
     ),
+    "only-one-class": Code("warning", "noted", "all samples are of one class, so that any model is right"),
     "duplicate-image": Code(
         "warning", "noted", "the same image, byte for byte, is in this split already", "keeps the first"
     ),

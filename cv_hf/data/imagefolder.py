@@ -47,7 +47,10 @@ def read(id: str, wanted: Sequence[str] = (), findings: Findings | None = None, 
         )
     for name in wanted:
         check_split(name, list(folders))
-    folders = {name: path for name, path in folders.items() if role_of(name) or name in wanted or len(folders) == 1}
+    left_out = [] if len(folders) == 1 else [name for name in folders if not (role_of(name) or name in wanted)]
+    for name in left_out:
+        findings.add("unused-folder", name)
+        del folders[name]
     tables = {name: metadata_of(path) for name, path in folders.items()}
     if any(tables.values()):
         if missing := [name for name, path in tables.items() if path is None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -62,6 +63,9 @@ _ONE_AT_A_TIME = threading.Lock()
 _CHECKED_AT_ONCE = 10_000
 # Photos of phones and cameras, which Pillow alone does not decode; as TIFF it would read a raw's thumbnail.
 _NOT_DECODED = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"})
+# HEIC, told by one of its first brands.
+_BRANDS = 8
+_HEIC = re.compile(rb".{4}ftyp(.{4}){0,%d}?(hei[cxms]|hev[cxms])" % _BRANDS, re.DOTALL)
 _WITH_ALPHA = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 _USUAL = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _NOT_READ = frozenset({"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"})
@@ -389,11 +393,16 @@ def _unreadable(error: Exception, source: str | bytes | PIL.Image.Image, name: s
     code = "unreadable-image"
     if isinstance(error, PIL.Image.DecompressionBombError):
         code = "decompression-bomb"
-    elif not _not_decoded(name) and not isinstance(source, PIL.Image.Image):
+    elif _not_decoded(name):
+        code = "photo-format"
+    elif not isinstance(source, PIL.Image.Image):
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream:
-            start = stream.read(_HEADER_BYTES)
+            start = stream.read(_HEADER_BYTES + 4 * _BRANDS)
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - _TAIL_BYTES))
+            # As some programs save it: HEIC with the suffix of a JPEG.
+            if _HEIC.match(start) and (reason := _not_decoded("x.heic")):
+                return UnreadableImage(name, reason, "photo-format")
             if _ends_early(start, stream.read(), size) or "truncated" in str(error).lower():
                 code = "truncated-image"
     return UnreadableImage(name, _reason(error, name), code)

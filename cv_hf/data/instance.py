@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cv_hf.config import DataConfig
-from cv_hf.data import detection, rle
+from cv_hf.data import coco, detection, rle
 from cv_hf.data import labels as label_maps
 from cv_hf.data.annotations import decode_mask, upright_mask
 from cv_hf.data.columns import check_given, find_image, is_image, is_list, keep_columns, listed
@@ -99,6 +99,21 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
     return kept
 
 
+def count_masks(dataset: datasets.Dataset, data: DataConfig) -> tuple[int, int]:
+    """How many objects of a split as read have a mask, polygons, RLE or an image each, and how many objects there are;
+    see `coco.number_of_masks`."""
+    try:
+        rows = canonical(dataset, data)
+    except DataError:
+        return 0, 0
+    if "masks" in rows.column_names:
+        number = int(detection.list_lengths(_column(rows, "masks")).sum())
+        return number, number
+    if "objects" not in rows.column_names:
+        return 0, 0
+    return coco.number_of_masks(pc.list_flatten(pc.struct_field(_column(rows, "objects"), "segmentation")).to_pylist())
+
+
 def label_map(
     splits: Mapping[str, datasets.Dataset], data: DataConfig, source_labels: LabelMap | None = None
 ) -> LabelMap:
@@ -165,9 +180,9 @@ def clean(
             for role, split in rows.items()
         }
         return cleaned, "masks: images, red the class and green the object"
-    if source_format == "coco":
+    if source_format in ("coco", "yolo"):
         cleaned, _ = detection.clean(rows, labels, data, source_format, findings)
-        return cleaned, "masks: polygons and RLE, as coco has them"
+        return cleaned, f"masks: polygons{' and RLE' if source_format == 'coco' else ''}, as {source_format} has them"
     compressed = {role: _compressed(split, findings, data.on_bad_sample) for role, split in rows.items()}
     # Their boxes are those around the masks, whatever the recipe says of others.
     own = data.model_copy(update={"box_format": None})

@@ -244,7 +244,9 @@ def read_values(name: str, folder: Path | None = None) -> list[str] | dict[int |
 
 
 def _read_csv(name: str, folder: Path | None) -> list[str] | dict[int | str, str]:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(_text(name, folder).splitlines()) if any(row)]
+    lines = _text(name, folder).splitlines()
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator) if any(row)]
     header = [cell.lower() for cell in rows[0]] if rows else []
     try:
         if {"r", "g", "b"} <= set(header):

@@ -261,7 +261,7 @@ def read(data: DataConfig, task: Task, wanted: Sequence[str], findings: Findings
         )
     if found in READERS and found in task.formats:
         more = {"masks": data.masks} if found in ("masks", "panoptic") else {}
-        if found == "coco":
+        if found in ("coco", "yolo"):
             more = {"segmentation": task.moved == "mask"}
         return READERS[found](
             data.id, images=data.images, wanted=wanted, findings=findings, on_bad_sample=data.on_bad_sample, **more

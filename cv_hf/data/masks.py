@@ -10,7 +10,7 @@ The folders of images and masks lie beside each other, with those of splits abov
     leftImg8bit/train/b/a_leftImg8bit.png   gtFine/train/b/a_gtFine_labelIds.png   as Cityscapes
     train/a.jpg             train/a_mask.png                    side by side; also a.jpg and a.png
 
-A mask has its image's name, or that with one of the usual endings. Only paths are read.
+A mask has its image's name, or that with one of the usual endings or beginnings (mask_a.png). Only paths are read.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _MASK_ENDINGS = (
     "labelids", "mask", "masks", "gt", "label", "labels", "seg", "segmentation", "annotation", "groundtruth", "l",
 )  # fmt: skip
 _MASK_ENDING = re.compile(rf"[-_. ]({'|'.join(_MASK_ENDINGS)})$", re.IGNORECASE)
+_MASK_BEGINNING = re.compile(r"^(mask|gt|label|seg)[-_. ]", re.IGNORECASE)
+_IMAGE_BEGINNING = re.compile(r"^(image|img|photo|rgb)[-_. ]", re.IGNORECASE)
 _IMAGE_ENDING = re.compile(r"[-_. ](leftimg8bit|image|img|rgb|sat)$", re.IGNORECASE)
 # Pictures and other annotations of the same image, which stand among the masks of Cityscapes.
 _OTHER = re.compile(r"[-_. ](color|colors|instanceids|instancetrainids|vis|overlay)$", re.IGNORECASE)
@@ -156,6 +158,24 @@ def shows_masks(root: Path) -> bool:
     return len(pairs) > 0 and len(pairs) >= len(rest)
 
 
+def paired_folders(root: Path) -> tuple[Path, Path] | None:
+    """The folders of images and of masks, where these two alone are there, their files are called alike, and something
+    tells them apart: one is called as folders of images are, or its files are JPEGs; or those of the other as masks."""
+    sampled = {folder: files_in(folder, image_suffixes())[:_SAMPLED] for folder in folders(root)}
+    sampled = {folder: files for folder, files in sampled.items() if files}
+    if len(sampled) != 2:
+        return None
+    for photos, marks in (tuple(sampled), tuple(sampled)[::-1]):
+        names = {path.stem for path in sampled[marks]}
+        bare = {_MASK_BEGINNING.sub("", _MASK_ENDING.sub("", name)) for name in names}
+        lossy = [{path.suffix.lower() in _LOSSY for path in sampled[folder]} for folder in (photos, marks)]
+        told = photos.name.lower() in _IMAGE_FOLDERS or not names & bare or lossy == [{True}, {False}]
+        alike = {path.stem for path in sampled[photos]} & bare
+        if told and 2 * len(alike) > max(map(len, sampled.values())):
+            return photos, marks
+    return None
+
+
 def _files(given: dict[str, Path | None], reading: _Reading) -> Iterator[_File]:
     def below(folder: Path) -> Iterator[str]:
         return files_below(
@@ -265,13 +285,14 @@ def _paired(
     """Images with their masks; images without one; masks without an image."""
     by_name: dict[tuple, list[_File]] = {}
     for mark in marks:
-        for stem in {mark.stem, _MASK_ENDING.sub("", mark.stem)}:
+        for stem in {mark.stem, _MASK_ENDING.sub("", mark.stem), _MASK_BEGINNING.sub("", mark.stem)}:
             by_name.setdefault((mark.below, stem), []).append(mark)
     pairs, without = [], []
     used = set()
     for photo in photos:
         found: list[_File] = []
-        for stem in dict.fromkeys((photo.stem, _IMAGE_ENDING.sub("", photo.stem))):
+        stems = (photo.stem, _IMAGE_ENDING.sub("", photo.stem), _IMAGE_BEGINNING.sub("", photo.stem))
+        for stem in dict.fromkeys(stems):
             found = found or _of_split(by_name.get((photo.below, stem), ()), photo.split)
         used.update(mark.path for mark in found)
         found = _most_usual(found)

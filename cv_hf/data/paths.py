@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
@@ -40,7 +40,8 @@ def is_hidden(name: str) -> bool:
 class Inside:
     """Resolves paths that must stay in one of some folders; relative ones start from the first.
 
-    Links are followed, once per folder and file. A path that is no file gets the first of `suffixes` with which it is.
+    Links are followed, once per folder and file. A path that is no file gets the first of `suffixes` with which it is,
+    and where there is none of its name, backslashes are those of Windows.
     """
 
     def __init__(self, *folders: str | Path, suffixes: Sequence[str] = ()) -> None:
@@ -54,6 +55,8 @@ class Inside:
         if "\0" in name:
             return None
         path = os.path.normpath(os.path.join(self.base, name))
+        if "\\" in name and not os.path.lexists(path):
+            path = os.path.normpath(os.path.join(self.base, name.replace("\\", "/")))
         if self.suffixes and not os.path.isfile(path):
             path += next((suffix for suffix in self.suffixes if os.path.isfile(path + suffix)), "")
         folder = os.path.dirname(path)
@@ -67,7 +70,7 @@ class Inside:
 
 
 def resolve_images(
-    rows: datasets.Dataset, column: str, inside: Inside, findings: Findings, on_bad_sample: str
+    rows: datasets.Dataset, column: str, inside: Callable[[str], str | None], findings: Findings, on_bad_sample: str
 ) -> datasets.Dataset:
     """Make a column of images or image paths one of undecoded images with absolute paths.
 

@@ -129,7 +129,7 @@ def _write(
             export.write_masks(splits, lambda row: fitted(row)["mask"], labels, folder)
             return "masks"
     objects = {name: _with_objects(rows, fitted, labels) for name, rows in splits.items()}
-    writer = _BOXES.get(diagnosis.source.format)
+    writer = None if diagnosis.task.moved == "mask" else _BOXES.get(diagnosis.source.format)
     if writer is None:
         export.write_coco(objects, labels, folder)
         return "coco"

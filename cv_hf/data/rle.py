@@ -137,7 +137,7 @@ def _is_edge(value: object) -> bool:
 
 def _from_polygons(segmentation: Sequence[Any], size: tuple[int, int]) -> tuple[dict[str, Any], list[BadMask]]:
     polygons, bad = [], []
-    for number, polygon in enumerate(_polygons(segmentation)):
+    for number, polygon in enumerate(polygons_of(segmentation)):
         try:
             polygons.append(_checked(polygon, size))
         except BadMask as error:
@@ -148,7 +148,7 @@ def _from_polygons(segmentation: Sequence[Any], size: tuple[int, int]) -> tuple[
     return (rles[0] if len(rles) == 1 else coco_mask.merge(rles)), bad
 
 
-def _polygons(segmentation: Sequence[Any]) -> list[Any]:
+def polygons_of(segmentation: Sequence[Any]) -> list[Any]:
     """The polygons, each a flat list of coordinates where it is one at all."""
     first = segmentation[0]
     if not isinstance(first, (list, tuple)):

@@ -437,7 +437,8 @@ def _seen(splits: Mapping[str, datasets.Dataset], data: DataConfig) -> list[int]
             _each(split, range(len(split)), lambda mask, name: note(mask, name, True))
         values = [f"#{value:06x}" for value in np.flatnonzero(seen).tolist()]
     if not values:
-        raise DataError(f"{data.id}: no mask can be read" + (f": {bad[0]}" if bad else "."))
+        mend = "\nSave the masks as PNGs, from the originals." if bad and bad[0].code == "lossy-mask" else ""
+        raise DataError(f"{data.id}: no mask can be read" + (f": {bad[0]}" if bad else ".") + mend)
     if len(values) > _MOST or (len(values) > _MOST_OF_8_BITS and values[-1] == 255):
         raise DataError(
             f"{data.id}: the masks hold {len(values)} different values, too many to be classes: are they pictures?\n"

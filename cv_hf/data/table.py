@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import datasets
 import pandas as pd
 
-from cv_hf.data.coco import image_folders
+from cv_hf.data.coco import Resolver, best_resolver, image_folders
 from cv_hf.data.columns import IMAGE_IDS, MASK_NAMES, can_be_image, find_image, is_image
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import image_suffixes
@@ -124,21 +125,19 @@ def _with_images(
             return rows  # the task says what it misses
     if not can_be_image(rows.features[column]):
         raise DataError(f"column {column!r} holds neither images nor paths of images.")
-    inside = _folder_of(_texts(rows, column), folders)
+    inside = _folder_of(_texts(rows, column, len(rows)), folders)
     for name, feature in rows.features.items():
         if name == column or is_image(feature) or (name.lower() in MASK_NAMES and _holds_paths(rows, name)):
             rows = resolve_images(rows, name, inside, findings, on_bad_sample)
     return rows
 
 
-def _folder_of(names: Sequence[str], folders: Sequence[Path]) -> Inside:
+def _folder_of(names: Sequence[str], folders: Sequence[Path]) -> Resolver:
     """Of some folders that in which most of the names are files, with their suffix or without it; else the first."""
     for suffixes in ((), SUFFIXES_LEFT_OUT):
-        each = [Inside(folder, suffixes=suffixes) for folder in folders]
-        held = [sum(os.path.isfile(path) for path in map(inside, names) if path) for inside in each]
-        if max(held):
-            return each[held.index(max(held))]
-    return Inside(folders[0])
+        if found := best_resolver(names, folders, (), suffixes=suffixes):
+            return found
+    return Resolver(Inside(folders[0]), by_base_name=False)
 
 
 def _image_ids(rows: datasets.Dataset, folders: Sequence[Path]) -> str | None:
@@ -151,11 +150,11 @@ def _image_ids(rows: datasets.Dataset, folders: Sequence[Path]) -> str | None:
     return None
 
 
-def _texts(rows: datasets.Dataset, column: str) -> list[str]:
+def _texts(rows: datasets.Dataset, column: str, number: int = _TRIED) -> list[str]:
     """The first values of a column of text, empty ones left out."""
     if getattr(rows.features[column], "dtype", "") not in ("string", "large_string"):
         return []
-    return [value for value in rows.select_columns(column)[:_TRIED][column] if value]
+    return [value for value in rows.select_columns(column)[:number][column] if value]
 
 
 def _holds_paths(rows: datasets.Dataset, column: str) -> bool:
@@ -185,6 +184,13 @@ def _read_files(paths: Sequence[Path]) -> datasets.Dataset:
             rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     except DataError:
         raise
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: the table cannot be read, as its text is not UTF-8 (byte {error.object[error.start]:#04x}). "
+            "Save it as UTF-8; in Excel as 'CSV UTF-8'."
+        ) from None
+    except pd.errors.ParserWarning:
+        raise DataError(f"{where}: its rows have more cells than its first line names columns.") from None
     except Exception as error:  # each parser has its own tree of errors
         reason = str(error.__cause__ or error).splitlines()[0][:200]
         raise DataError(f"{where}: the table cannot be read ({reason}).") from None
@@ -198,10 +204,7 @@ def _read_files(paths: Sequence[Path]) -> datasets.Dataset:
 def _read_rows(path: Path) -> datasets.Dataset:
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        # "NA" and "None" are labels like others; only an empty cell has no value.
-        table = pd.read_csv(
-            path, sep="\t" if suffix == ".tsv" else ",", keep_default_na=False, na_values=[""], low_memory=False
-        )
+        table = _read_csv(path)
         for name in map(str, table.columns):
             if Path(name).suffix.lower() in image_suffixes():
                 raise DataError(
@@ -225,3 +228,45 @@ def _read_rows(path: Path) -> datasets.Dataset:
         raise DataError(f"{path}: every row must be {{column: value}}.")
     names = list(dict.fromkeys(name for row in rows for name in row))
     return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A table of text, whose columns are separated as its head shows; spaces around names and cells are none of them.
+
+    Where semicolons separate, numbers may have a comma, as spreadsheets write both in many countries.
+    """
+    with open(path, encoding="utf-8-sig") as text:
+        head = text.readline()
+        said = re.fullmatch(r"sep=(.)", head.strip("\r\n "))  # a line for Excel, which shows it to nobody
+        head = text.readline() if said else head
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    unquoted = re.sub(r'"[^"]*"', "", head)
+    separator = said[1] if said else max((usual, *",;\t|"), key=unquoted.count)
+
+    def parsed(decimal: str) -> pd.DataFrame:
+        with warnings.catch_warnings():
+            # Of cells beyond the last name.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path,
+                sep=separator,
+                decimal=decimal,
+                skiprows=1 if said else 0,
+                skipinitialspace=True,
+                index_col=False,
+                # "NA" and "None" are labels like others; only an empty cell has no value.
+                keep_default_na=False,
+                na_values=[""],
+                low_memory=False,
+                encoding="utf-8-sig",
+            )
+
+    table = parsed(".")
+    text = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
+    if separator == ";" and text:
+        other = parsed(",")
+        for name in text:
+            table[name] = other[name] if pd.api.types.is_numeric_dtype(other[name]) else table[name]
+    for name in text:
+        table[name] = table[name].map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
+    return table.rename(columns=lambda name: str(name).strip())

@@ -38,6 +38,7 @@ from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.errors import DataError
 
+_XML_FOLDERS = (*ANNOTATION_FOLDERS, "labels")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -127,7 +128,7 @@ def read(
 
 def has_xml(folder: Path) -> bool:
     """Whether XML files of Pascal VOC stand in a folder: in its annotations, in it, or in its images."""
-    places = [folder, *(path for path in folders(folder) if path.name.lower() in (*ANNOTATION_FOLDERS, *IMAGE_FOLDERS))]
+    places = [folder, *(path for path in folders(folder) if path.name.lower() in (*_XML_FOLDERS, *IMAGE_FOLDERS))]
     places += [inner for path in places[1:] for inner in folders(path) if role_of(inner.name) or inner.name == "xmls"]
     return any(map(_is_voc, (path for place in places for path in files_in(place, {".xml"})[:20])))
 
@@ -141,7 +142,7 @@ def _is_voc(path: Path) -> bool:
 
 def _files(folder: Path, base: Path | None, reading: _Reading) -> tuple[dict[str, str], _Photos]:
     """The XML files by their name, without the suffix and from the folder of annotations; and the photos."""
-    annotations = folder_named(folder, ANNOTATION_FOLDERS)
+    annotations = folder_named(folder, _XML_FOLDERS)
     place = base or folder_named(folder, IMAGE_FOLDERS)
     if annotations is None or not (xml := reading.below(annotations, {".xml"})):
         # XML beside the images: in their folder where there is one, else in the folder itself.

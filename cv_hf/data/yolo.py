@@ -17,6 +17,7 @@ import yaml
 
 from cv_hf.boxes import cxcywh_norm_to_xywh
 from cv_hf.config import BoundedComposer
+from cv_hf.data import rle
 from cv_hf.data.annotations import (
     IMAGE_FOLDERS,
     files_below,
@@ -26,6 +27,7 @@ from cv_hf.data.annotations import (
     to_dataset,
     upright_size,
 )
+from cv_hf.data.coco import number_of_masks
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage, image_suffixes, relative_name
 from cv_hf.data.labels import LabelMap
@@ -33,11 +35,13 @@ from cv_hf.data.paths import Inside, images_folder
 from cv_hf.data.source import Source
 from cv_hf.data.splits import check_split, role_of
 from cv_hf.errors import DataError
+from cv_hf.runs import Rle, boxes_and_areas
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAMES_FILES = ("classes.txt", "obj.names", "classes.names", "names.txt")
 LABEL_FOLDERS = ("labels", "label")
 _READ_AT_ONCE = 10_000
+_COUNTED = 1000
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,11 @@ class _Reading:
 
 @dataclass(frozen=True)
 class _Label:
-    """One parsed label file: boxes are cxcywh relative to the image's size."""
+    """One parsed label file: boxes are cxcywh relative to the image's size, polygons [x1, y1, x2, ...] too."""
 
     classes: list[int] = field(default_factory=list)
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    polygons: list[list[float] | None] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -73,6 +78,7 @@ def read(
     wanted: Sequence[str] = (),
     findings: Findings | None = None,
     on_bad_sample: str = "skip",
+    segmentation: bool = False,
 ) -> Source:
     """Read a YOLO dataset.
 
@@ -85,16 +91,47 @@ def read(
         wanted: splits to read besides those with a usual name.
         findings: filled with what was left out.
         on_bad_sample: "skip" or "stop".
+        segmentation: read the polygons too.
 
     Returns:
         columns `image`, `image_id` (the row's number), `width`, `height` (of the upright image, from its header) and
         `objects` {bbox, category, area, iscrowd}: absolute xywh, class numbers, null and false. A polygon gives the
-        box around it. An image without a label file has no objects.
+        box around it. An image without a label file has no objects. With `segmentation`, `objects` has the polygons as
+        compressed RLE as well, and their areas; an object without a polygon is dropped.
 
     Raises:
         DataError: no images, a split without any label file, a data.yaml that is none, or paths that lead outside.
     """
-    findings = Findings() if findings is None else findings
+    reading, splits, labels, names = _found(
+        id, images, wanted, Findings() if findings is None else findings, on_bad_sample
+    )
+    _report_orphans(splits, labels, reading)
+    rows = {
+        name: _read_split(paths, labels[name], reading, segmentation)
+        for name, paths in splits.items()
+        if any(labels[name])
+    }
+    return Source(id, "yolo", rows, root=reading.root, labels=names)
+
+
+def count_masks(id: str, images: str | None = None) -> tuple[int, int]:
+    """How many objects have a polygon, and how many there are, by the first label files of the training split, or the
+    only one; see `coco.number_of_masks`.
+
+    Raises:
+        DataError: as `read`, of the files.
+    """
+    reading, _, labels, _ = _found(id, images, (), Findings(), "skip")
+    train = next((files for name, files in labels.items() if role_of(name) == "train"), next(iter(labels.values())))
+    first = [path for path in train if path and reading.inside(path)][:_COUNTED]
+    polygons = [polygon for path in first for polygon in parse_label(_content(path)).polygons]
+    return number_of_masks([polygon and [polygon] for polygon in polygons])
+
+
+def _found(
+    id: str, images: str | None, wanted: Sequence[str], findings: Findings, on_bad_sample: str
+) -> tuple[_Reading, dict[str, list[str]], dict[str, list[str | None]], LabelMap | None]:
+    """What one reading shares, the images of each split, their label files, and the names of classes; see `read`."""
     path = Path(os.path.abspath(id))
     root = path.parent if path.is_file() else path
     base = images_folder(images)
@@ -128,9 +165,7 @@ def read(
             if role_of(name) != "test":
                 raise DataError(f"{id}: no image of the split {name} has a label file.")
             findings.add("missing-split", name, "no image of it has a label file")
-    _report_orphans(splits, labels, reading)
-    rows = {name: _read_split(paths, labels[name], reading) for name, paths in splits.items() if any(labels[name])}
-    return Source(id, "yolo", rows, root=root, labels=names)
+    return reading, splits, labels, names
 
 
 def find_yaml(root: Path) -> Path | None:
@@ -353,12 +388,15 @@ def _report_orphans(
                 reading.drop("orphan-annotation", reading.name(path), "there is no image of that name")
 
 
-def _read_split(paths: Sequence[str], labels: Sequence[str | None], reading: _Reading) -> datasets.Dataset:
+def _read_split(
+    paths: Sequence[str], labels: Sequence[str | None], reading: _Reading, segmentation: bool
+) -> datasets.Dataset:
     kept: list[str] = []
     sizes: list[tuple[int, int]] = []
     owners: list[int] = []
     boxes: list[tuple[float, float, float, float]] = []
     classes: list[int] = []
+    masks: list[Rle] | None = [] if segmentation else None
 
     def one(place: tuple[str, str | None]) -> tuple[tuple[int, int], _Label | None] | UnreadableImage:
         path, label = place
@@ -382,6 +420,9 @@ def _read_split(paths: Sequence[str], labels: Sequence[str | None], reading: _Re
                     continue
                 for number, reason in parsed.bad:
                     reading.drop("unreadable-annotation", f"{reading.name(label)}: line {number}", reason)
+                if masks is not None:
+                    parsed, found = _with_masks(parsed, size, reading.name(path), reading)
+                    masks += found
                 owners += [len(kept)] * len(parsed.boxes)
                 boxes += parsed.boxes
                 classes += parsed.classes
@@ -391,7 +432,23 @@ def _read_split(paths: Sequence[str], labels: Sequence[str | None], reading: _Re
     # What becomes infinite is no box, and is lost as such.
     with np.errstate(over="ignore", invalid="ignore"):
         absolute = cxcywh_norm_to_xywh(boxes, of_boxes)
-    return to_dataset(kept, range(len(kept)), sizes, owners, absolute, classes, int)
+    areas = None if masks is None else boxes_and_areas(masks)[1].tolist()
+    return to_dataset(kept, range(len(kept)), sizes, owners, absolute, classes, int, areas, masks=masks)
+
+
+def _with_masks(label: _Label, size: tuple[int, int], name: str, reading: _Reading) -> tuple[_Label, list[Rle]]:
+    """Those objects of an image of (height, width) that have a mask, and these."""
+    height, width = size
+    kept, masks = _Label(), []
+    for number, polygon in enumerate(label.polygons):
+        pixels = polygon and [edge * (height if place % 2 else width) for place, edge in enumerate(polygon)]
+        place = f"{name} object {number}"
+        mask = rle.read(pixels and [pixels], size, place, reading.findings, reading.on_bad_sample)
+        if mask is not None:
+            kept.boxes.append(label.boxes[number])
+            kept.classes.append(label.classes[number])
+            masks.append(mask)
+    return kept, masks
 
 
 def _content(label: str | None) -> str:
@@ -423,11 +480,13 @@ def parse_label(text: str) -> _Label:
         elif len(values) == 4:
             label.classes.append(int(category))
             label.boxes.append(tuple(values))
+            label.polygons.append(None)
         elif len(values) >= 6 and len(values) % 2 == 0:
             left, right = min(values[::2]), max(values[::2])
             top, bottom = min(values[1::2]), max(values[1::2])
             label.classes.append(int(category))
             label.boxes.append(((left + right) / 2, (top + bottom) / 2, right - left, bottom - top))
+            label.polygons.append(values)
         else:
             label.bad.append((number, f"{len(fields)} numbers are neither a box (5) nor a polygon (7, 9, ...)"))
     return label

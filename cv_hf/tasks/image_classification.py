@@ -38,7 +38,8 @@ def metrics(labels: LabelMap | None, columns: Sequence[str]) -> dict[str, bool]:
     if "labels" in columns:
         return multi_label
     top5 = {"top5_accuracy": True} if labels is None or len(labels.names) > TOP_K else {}
-    return {"accuracy": True, "f1_macro": True, **top5, "loss": False, **(multi_label if labels is None else {})}
+    perhaps = multi_label if labels is None and "label" not in columns else {}
+    return {"accuracy": True, "f1_macro": True, **top5, "loss": False, **perhaps}
 
 
 def train_sample(image: np.ndarray, row: Mapping[str, Any], augment: Any) -> dict[str, Any]:

@@ -557,7 +557,7 @@ def checked(batch: dict[str, Any]) -> dict[str, Any]:
     if "error" in batch:
         raise batch["error"]
     if not batch:
-        raise DataError("no image of a whole stretch of the training split could be read; see the findings above.")
+        raise DataError("no sample of a whole stretch of the training split can be used; see the findings above.")
     return batch
 
 

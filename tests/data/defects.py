@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -357,6 +358,10 @@ def of_classes() -> list[Defect]:
         put(root.parent, {"outside.png": encoded(picture(77))})
         (root / "train/a/link.png").symlink_to(root.parent / "outside.png")
 
+    def one_class(root: Path) -> None:
+        for split in SPLITS:
+            shutil.rmtree(root / split / "b")
+
     def many(root: Path) -> None:
         put(root, {f"train/a/{number}.png": encoded(picture(number + 300)) for number in range(10, 38)})
 
@@ -394,6 +399,19 @@ def of_classes() -> list[Defect]:
             writes("train/x.png", encoded(picture(9))),
             {"missing-label": ["train/x.png"]},
         ),
+        Defect(
+            "imagefolder",
+            "HEIC with the suffix of a JPEG",
+            writes("train/a/x.jpg", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"),
+            {"photo-format": ["train/a/x.jpg"]},
+        ),
+        Defect(
+            "imagefolder",
+            "folder that is no split",
+            writes("Validierung/a/0.png", encoded(picture(9))),
+            {"unused-folder": ["Validierung"]},
+        ),
+        Defect("imagefolder", "no class but one", one_class, {"only-one-class": ["a"]}),
         Defect("imagefolder", "link out of the folder", linked, {"path-outside": ["train/a/link.png"]}),
         Defect(
             "imagefolder",

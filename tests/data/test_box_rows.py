@@ -127,6 +127,16 @@ def test_rows_of_boxes_become_images_with_objects(tmp_path, layout, suffix):
     assert crowds == [[False, False], [layout == "open images"], [], [False]]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_semicolons_and_decimal_commas(tmp_path, layout):
+    """As Excel writes a table in German."""
+    write(tmp_path, dict.fromkeys(IMAGES))
+    table_of(layout).to_csv(tmp_path / "boxes.csv", index=False, sep=";", decimal=",", encoding="utf-8-sig")
+    assert task_of(DataConfig(id=str(tmp_path))).name == "object-detection"
+    found, _, _ = read(tmp_path, box_format="xywh" if layout == "text" else None)
+    assert found == expected()
+
+
 @pytest.mark.parametrize(
     "names",
     [

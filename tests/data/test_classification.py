@@ -187,3 +187,44 @@ def test_embedded_images_stay_on_disk(tmp_path):
         # Selecting goes by indices; the bytes are those of the cached file.
         assert split.cache_files
         assert len(split.data) == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "lists"),
+    [
+        (["cat,dog", "cat", "dog", ""], [[0, 1], [0], [1], []]),
+        (["dog; cat", "cat ", "dog;", None], [[0, 1], [0], [1], None]),
+        (["['cat', 'dog']", '["cat"]', "[dog]", "[]"], [[0, 1], [0], [1], []]),
+        (["cat|dog", "big cat", "dog", "dog"], [[1, 2], [0], [2], [2]]),
+    ],
+)
+def test_text_of_several_labels_is_read_where_the_recipe_says_so(text, lists):
+    rows = dataset(tags=(text, Value("string")))
+    encoded, labels = read(rows, columns={"labels": "tags"})
+    assert encoded["labels"][:] == lists
+    assert labels.names == (("big cat", "cat", "dog") if "big cat" in text else ("cat", "dog"))
+
+
+def test_text_of_several_labels_is_no_class_of_its_own():
+    rows = dataset(tags=(["cat, dog", "cat", "dog", "hot, cold"], Value("string")))
+    with pytest.raises(DataError, match=r"'cat, dog' is several others.*data\.columns\.labels=NAME"):
+        read(rows)
+    assert read(rows, columns={"label": "tags"})[1].names == ("cat", "cat, dog", "dog", "hot, cold")
+    rows = dataset(tags=(["hot, cold", "cat", "dog"], Value("string")))
+    assert read(rows)[1].names == ("cat", "dog", "hot, cold")
+
+
+@pytest.mark.parametrize("kind", ["int64", "float64", "bool"])
+def test_columns_of_classes(kind):
+    values = {"cat": [1, 0, 1, 0], "dog": [0, 0, 1, 1], "weight": [3, 4, 1, 0]}
+    rows = dataset(**{name: (column, Value(kind if name != "weight" else "int64")) for name, column in values.items()})
+    if kind != "bool":
+        with pytest.raises(DataError, match=r"data\.columns\.labels='cat,dog'"):
+            read(rows)
+    encoded, labels = read(rows, columns={"labels": "cat, dog"})
+    assert labels.names == ("cat", "dog")
+    assert encoded["labels"][:] == [[0], [], [0, 1], [1]]
+    with pytest.raises(DataError, match="'weight' holds other values than 0 and 1"):
+        read(rows, columns={"labels": "cat,weight"})
+    with pytest.raises(DataError, match=r"no column 'dgo'\. Did you mean 'dog'"):
+        read(rows, columns={"labels": "cat,dgo"})

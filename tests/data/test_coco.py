@@ -338,3 +338,24 @@ def test_real_instances():
             counted[name] += len(objects["bbox"])
     assert counted == {"train": 1386, "val": 392}
     assert source.labels == LabelMap(("nucleus",), (1,))
+
+
+@pytest.mark.parametrize(
+    ("scale", "number", "told"), [("norm", 24, "xywh_norm"), ("xyxy", 24, "xyxy"), ("xyxy", 4, None)]
+)
+def test_boxes_that_are_plainly_of_another_format(tmp_path, scale, number, told):
+    """As converters write them; few of them prove nothing."""
+    box = [0.5, 0.2, 0.4, 0.5] if scale == "norm" else [30, 8, 54, 28]
+    annotations = [{"id": place, "image_id": place, "category_id": 1, "bbox": box} for place in range(number)]
+    images = [{"id": place, "file_name": f"{place}.jpg", "width": 60, "height": 40} for place in range(number)]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    root = write(tmp_path, {f"images/{place}.jpg": None for place in range(number)} | {"labels.json": content})
+    validation = {"splits": {"validation": 0.5}}
+    if told is None:
+        assert "box-clipped" in load(root, **validation).findings
+        return
+    with pytest.raises(DataError, match=f"box_format={told}"):
+        load(root, **validation)
+    if told == "xyxy":
+        assert load(root, box_format=told).train[0]["objects"]["bbox"] == [[30, 8, 24, 20]]
+        assert "box-clipped" in load(root, box_format="xywh").findings

@@ -16,6 +16,7 @@ from cv_hf.cli import main
 from cv_hf.config import DataConfig
 from cv_hf.data import CODES, check, export
 from cv_hf.data.repair import repair
+from cv_hf.errors import DataError
 from cv_hf.tasks import get_task
 from tests.data.defects import DEFECTS, FORMATS, class_map, encoded, photo, picture, write_table
 from tests.data.samples import SHARED
@@ -255,3 +256,13 @@ def test_a_split_without_any_object_has_no_missing_labels(tmp_path):
     assert diagnosis.counts["val"] == {"a": 0, "b": 0}
     repair(diagnosis, tmp_path / "out", lambda line: None)
     assert targets(examined(tmp_path / "out", "yolo")) == targets(diagnosis)
+
+
+def test_one_class_and_no_images(tmp_path):
+    for name in ("one", "none"):
+        (tmp_path / name / "a").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "one" / "a" / f"{number}.png").write_bytes(photo(number, "train"))
+    assert found(examined(tmp_path / "one", "imagefolder")) == {"only-one-class": ["a"]}
+    with pytest.raises(DataError, match="there are no images in it"):
+        examined(tmp_path / "none", "imagefolder")

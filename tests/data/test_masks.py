@@ -253,6 +253,8 @@ def test_nothing_to_pair(tmp_path):
         (("train/cat/0.jpg", "train/cat/1.png", "train/cat/2_mask.png"), "imagefolder"),
         (("images/0.jpg", "masks/1.png"), "imagefolder"),
         (("images/0.jpg", "masks/0.png"), "masks"),
+        (("images/0.jpg", "masks/mask_0.png"), "masks"),
+        (("images/image_0.jpg", "masks/mask_0.png"), "masks"),
     ],
 )
 def test_detection_of_the_format(tmp_path, files, expected):

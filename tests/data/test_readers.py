@@ -79,6 +79,7 @@ def test_split_folders(tmp_path):
     assert splits.labels.names == ("ant", "cat", "dog", "empty")
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (8, 8, 4)
     assert set(splits.test["label"]) == {2}
+    assert splits.findings.to_dict()["unused-folder"]["files"] == ["extra"]
     assert splits.findings.to_dict()["class-without-samples"]["files"] == ["ant", "empty"]
     assert "class-without-samples" in splits.lines[-1]
     assert "data: splits: train from train, validation from valid, test from test" in splits.lines
@@ -151,14 +152,20 @@ def test_files_that_are_left_out_are_named(tmp_path):
 
 
 def test_photos_that_are_not_decoded_are_dropped_by_name(tmp_path):
-    photos = {"cat/IMG_1.HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "dog/DSC_2.NEF": b"raw"}
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    photos = {"cat/IMG_1.HEIC": heic, "cat/IMG_2.jpg": heic, "cat/3.JPG": heic[:8] + b"mif1" + heic[12:]}
+    photos |= {"dog/DSC_2.NEF": b"raw", "dog/4.jpg": b"\0\0\0\x18ftypmp42\0\0\0\0isomiso2"}
     splits = load(write(tmp_path, images("cat", "dog") | photos))
     found = splits.findings.to_dict()
-    assert list(found) == ["unreadable-image"]
-    assert found["unreadable-image"]["reasons"] == {
+    assert list(found) == ["unreadable-image", "photo-format"]
+    assert found["unreadable-image"]["files"] == ["dog/4.jpg"]
+    assert found["photo-format"]["reasons"] == {
+        "cat/3.JPG": "HEIC is not decoded here: convert it to JPEG",
         "cat/IMG_1.HEIC": "HEIC is not decoded here: convert it to JPEG",
+        "cat/IMG_2.jpg": "HEIC is not decoded here: convert it to JPEG",
         "dog/DSC_2.NEF": "NEF is not decoded here: convert it to JPEG",
     }
+    assert "which is not read; convert it to JPEG: " in splits.lines[-1]
     assert len(splits.train) + len(splits.validation) == 8
     stop("is not decoded here: convert it to JPEG", id=str(tmp_path), on_bad_sample="stop")
 
@@ -241,6 +248,53 @@ def test_tables_of_paths(suffix, labels, tmp_path):
             index = int(row["file"].removeprefix("pictures/").removesuffix(".png"))
             assert row["label"] == index % 2
             assert row["image"]["path"] == str(tmp_path / "pictures" / f"{index}.png")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufefffile;label\r\nbilder/{0}.png;Kätzchen\r\nbilder/{1}.png;Hund\r\n",
+        "sep=;\nfile;label\nbilder/{0}.png;Kätzchen\nbilder/{1}.png;Hund\n",
+        "file\tlabel\nbilder/{0}.png\tKätzchen\nbilder/{1}.png\tHund\n",
+        "file|label\nbilder/{0}.png|Kätzchen\nbilder/{1}.png|Hund\n",
+        ' file , label \nbilder/{0}.png , Kätzchen\nbilder/{1}.png, "Hund" \n',
+        "file,label\nbilder/{0}.png,Kätzchen,\nbilder/{1}.png,Hund,\n",
+        '"file";"label";"a, b, c"\n"bilder/{0}.png";"Kätzchen";1,5\n"bilder/{1}.png";"Hund";2\n',
+        "file;label\nbilder\\{0}.png;Kätzchen\nbilder\\{1}.png;Hund\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, text):
+    head, *rows = text.splitlines(keepends=True)
+    start = head + (rows.pop(0) if head.startswith("sep=") else "")
+    body = "".join("".join(rows).format(2 * number, 2 * number + 1) for number in range(4))
+    write(tmp_path, {f"bilder/{index}.png": None for index in range(8)})
+    (tmp_path / "tabelle.csv").write_bytes((start + body).encode())
+    for id in (tmp_path, tmp_path / "tabelle.csv"):
+        splits = load(id)
+        assert splits.labels.names == ("Hund", "Kätzchen")
+        assert (len(splits.train), len(splits.validation)) == (6, 2)
+        for row in splits.train:
+            assert row["label"] == (int(row["file"].removeprefix("bilder/").removesuffix(".png")) + 1) % 2
+
+
+@pytest.mark.parametrize("path", ["{}.png", "{}", "C:\\data\\photos\\{}.png", "/home/me/photos/{}.png"])
+@pytest.mark.parametrize("folder", ["images", "photos", "train"])
+def test_tables_beside_a_folder_of_images(tmp_path, folder, path):
+    """Whose name is none of a class; the paths may be those of another machine."""
+    rows = [{"image": path.format(f"p{index}"), "label": "ab"[index % 2]} for index in range(8)]
+    root = write(tmp_path, {f"{folder}/p{index}.png": None for index in range(8)} | {"train.csv": written_csv(rows)})
+    splits = load(root)
+    assert splits.labels.names == ("a", "b")
+    assert (len(splits.train), len(splits.validation)) == (6, 2)
+    for row in splits.train:
+        assert row["file"] == f"{folder}/p{int(row['file'][-5])}.png"
+        assert row["label"] == int(row["file"][-5]) % 2
+
+
+def test_paths_of_another_machine_that_would_be_one(tmp_path):
+    rows = [{"image": f"/home/{'ab'[index % 2]}/{index // 2}.png", "label": "ab"[index % 2]} for index in range(8)]
+    root = write(tmp_path, {f"images/{index}.png": None for index in range(8)} | {"train.csv": written_csv(rows)})
+    stop("no sample is left", id=root)
 
 
 def test_tables_of_embedded_images(tmp_path):
@@ -336,6 +390,7 @@ def test_tables_that_cannot_be_read(tmp_path):
             "rows.json": b'{"image": 1}',
             "bad.parquet": b"PAR1 not really PAR1",
             "float.csv": b"image,label\na.png,0.5\nb.png,1.5\n",
+            "more.csv": b"image,label\na.png,cat,dog\nb.png,cat,owl\n",
             "latin.csv": "image,label\nä.png,é\n".encode("latin-1"),
         },
     )
@@ -346,7 +401,8 @@ def test_tables_that_cannot_be_read(tmp_path):
     stop("list of rows", id=str(tmp_path / "rows.json"))
     stop("bad.parquet: .*cannot be read", id=str(tmp_path / "bad.parquet"))
     stop("not a whole number", id=str(tmp_path / "float.csv"))
-    stop("latin.csv: .*cannot be read", id=str(tmp_path / "latin.csv"))
+    stop("more.csv: .*more cells", id=str(tmp_path / "more.csv"))
+    stop("latin.csv: .*cannot be read.* UTF-8", id=str(tmp_path / "latin.csv"))
 
 
 def test_a_test_split_without_labels_is_left_out(tmp_path):
@@ -434,12 +490,12 @@ def test_the_home_folder_is_written_as_a_tilde(tmp_path, monkeypatch):
 
 
 def test_wrong_columns(tmp_path):
-    rows = [{"file": f"{index}.png", "species": "a", "name": "b"} for index in range(4)]
+    rows = [{"file": f"{index}.png", "species": "a", "name": "b", "size": index} for index in range(4)]
     root = write(tmp_path, images(".") | {"train.csv": written_csv(rows)})
     stop("columns.label: there is no column 'specie'. Did you mean 'species'", id=root, columns={"label": "specie"})
-    stop(r"no label column was found among: species \(string\), name \(string\)\.\nName it", id=root)
+    stop(r"no label column was found among: species \(string\), name \(string\), size \(int64\)\.\nName it", id=root)
     stop("'lable' is not a column of this task.*Did you mean 'label'", id=root, columns={"lable": "species"})
-    stop("one label per image", id=root, columns={"labels": "species"})
+    stop("one label per image", id=root, columns={"labels": "size"})
     splits = load(root, columns={"label": "species"})
     assert splits.labels.names == ("a",)
 

@@ -281,6 +281,7 @@ def test_colours_from_the_recipe(tmp_path):
 
 ROAD_CAR_SKY = {"#804080": "road", "#00008e": "a car", "#000000": "sky"}
 FILES = {
+    "semicolons.csv": ("\ufeffname;r;g;b\nroad;128;64;128\na car;0;0;142\nsky;0;0;0\n", ROAD_CAR_SKY),
     "class_dict.csv": ("name,r,g,b\nroad,128,64,128\na car, 0, 0, 142\nsky,0,0,0\n", ROAD_CAR_SKY),
     "label_colors.txt": ("128 64 128\troad\n0 0 142\t\ta car\n\n0 0 0 sky\n", ROAD_CAR_SKY),
     "labelmap.txt": (

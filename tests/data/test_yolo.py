@@ -13,10 +13,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cv_hf.data import Findings, LabelMap, decode, yolo
+from cv_hf.config import DataConfig
+from cv_hf.data import Findings, LabelMap, decode, load_splits, yolo
 from cv_hf.data.annotations import upright_size
 from cv_hf.data.images import UnreadableImage
 from cv_hf.errors import CvHfError, DataError
+from cv_hf.starter import task_of
+from cv_hf.tasks import get_task
 from tests.data.boxed import load, photo, rows, write
 from tests.data.samples import SHARED
 
@@ -281,3 +284,70 @@ def test_any_dataset_is_read_or_refused_by_name(config, label, listed):
         with suppress(CvHfError):
             for split in (source := yolo.read(root)).splits:
                 assert set(rows(source, split)) == {"images/train/0.jpg"}
+
+
+def test_boxes_in_pixels_are_no_data_without_objects(tmp_path):
+    files = {f"images/{number}.jpg": None for number in range(4)}
+    files |= {f"labels/{number}.txt": "0 30 20 20 20\n" for number in range(4)}
+    with pytest.raises(DataError, match=r"none of the 4 boxes is one, read as cx cy w h, from 0 to 1: .*box-huge"):
+        load(write(tmp_path, files))
+
+
+POLYGONS = "1 0.25 0.25 0.75 0.25 0.75 0.5 0.5 0.75\n0 0.1 0.1 0.3 0.1 0.3 0.35\n"
+
+
+def test_polygons_are_masks_of_instances(tmp_path):
+    """Equal to those of the same polygons in COCO, whose masks are compared with pycocotools."""
+    files = {f"images/{number}.jpg": None for number in range(4)} | {"classes.txt": "cat\ndog\n"}
+    labels = {f"labels/{number}.txt": POLYGONS for number in range(4)}
+    root = write(tmp_path, files | labels | {"labels/3.txt": ""})
+    lines = []
+    assert task_of(DataConfig(id=root), echo=lines.append).name == "instance-segmentation"
+    assert "as 6 of 6 objects have masks; for their boxes alone: --task object-detection" in lines[0]
+    polygons = [([15, 10, 45, 10, 45, 20, 30, 30], [15, 10, 30, 20]), ([6, 4, 18, 4, 18, 14], [6, 4, 12, 10])]
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.jpg", "width": 60, "height": 40} for number in range(4)],
+        "annotations": [
+            {
+                "id": 2 * number + place,
+                "image_id": number,
+                "category_id": 1 - place,
+                "segmentation": [polygon],
+                "bbox": box,
+            }
+            for number in range(3)
+            for place, (polygon, box) in enumerate(polygons)
+        ],
+        "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}],
+    }
+    write(tmp_path / "coco", {f"images/{number}.jpg": None for number in range(4)} | {"labels.json": content})
+    task = get_task("instance-segmentation")
+    read = [
+        load_splits(DataConfig(id=id, splits={"validation": 1}), task, 0, lines.append)
+        for id in (root, str(tmp_path / "coco"))
+    ]
+    for ours, theirs in zip(read[0].train, read[1].train, strict=True):
+        boxes = ours["objects"].pop("bbox"), theirs["objects"].pop("bbox")
+        np.testing.assert_allclose(*boxes, atol=1e-9)
+        assert ours["objects"] == theirs["objects"]
+        assert ours["file"] == theirs["file"]
+    assert read[0].labels.names == ("cat", "dog")
+    assert "masks: polygons, as yolo has them" in "\n".join(lines)
+
+
+def test_objects_without_a_polygon_are_no_instances(tmp_path):
+    root = write(tmp_path, {f"images/{number}.jpg": None for number in range(4)} | {"classes.txt": "cat\ndog\n"})
+    write(tmp_path, {f"labels/{number}.txt": POLYGONS + LINE for number in range(4)})
+    lines = []
+    assert task_of(DataConfig(id=root), echo=lines.append).name == "object-detection"
+    assert "as only 8 of 12 objects have masks; for these alone: --task instance-segmentation" in lines[0]
+    splits = load_splits(DataConfig(id=root), get_task("instance-segmentation"), 0, lines.append)
+    assert set(splits.findings) == {"object-without-mask"}
+    assert "images/0.jpg object 2" in splits.findings.reasons("object-without-mask")
+    assert all(len(row["objects"]["segmentation"]) == 2 for row in splits.train)
+    # As some tools write every box.
+    box = "1 0.25 0.25 0.75 0.25 0.75 0.5 0.25 0.5\n"
+    write(tmp_path, {f"labels/{number}.txt": box for number in range(4)})
+    lines.clear()
+    assert task_of(DataConfig(id=root), echo=lines.append).name == "object-detection"
+    assert not lines

@@ -19,7 +19,7 @@ from transformers import ViTForImageClassification
 from cv_hf import cli, finetuning
 from cv_hf.config import load_recipe
 from cv_hf.errors import RecipeError, ResourceError
-from cv_hf.finetuning import build_trainer, dry_run, finetune, prepare
+from cv_hf.finetuning import build_trainer, dry_run, finetune, open_recipe, prepare
 from cv_hf.tasks import get_task
 from cv_hf.training import Trainer, memory_error, out_of_memory, preflight, resolve
 from tests.soak import DROPOUT
@@ -137,6 +137,21 @@ def test_dry_run_beside_a_run_checks_what_the_next_would_be(recipe):
     with pytest.raises(RecipeError, match="'acuracy' is not measured here"):
         dry_run(values, ["eval.metric=acuracy"])
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("columns", "metrics"),
+    [
+        ({}, "accuracy, f1_macro, top5_accuracy, loss, map, f1_micro"),
+        ({"label": "breed"}, "accuracy, f1_macro, top5_accuracy, loss"),
+        ({"labels": "tags"}, "map, f1_macro, f1_micro, loss"),
+    ],
+)
+def test_a_metric_that_is_none_is_told_those_that_may_be(recipe, columns, metrics):
+    """Before the data is read, as far as the recipe says which they are."""
+    with pytest.raises(RecipeError) as error:
+        open_recipe(recipe("vit", data={"columns": columns}), ["eval.metric=speed"])
+    assert str(error.value) == f"eval.metric: 'speed' is not measured here, only {metrics}."
 
 
 def test_dry_run_names_classes_that_cannot_be_learnt(recipe, photos, tmp_path, capsys):

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification
 
 from cv_hf.errors import RecipeError
 from cv_hf.finetuning import finetune
+from cv_hf.training.lock import LOCK, locked
 
 # No dropout and no batch norm: what is left may not depend on how a batch is split.
 PLAIN = {
@@ -80,6 +81,10 @@ def test_the_open_recipe_follows_finetune(recipe, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(values))  # JSON is YAML
     script = Path(__file__).parents[2] / "recipes" / "open_recipe.py"
+    with locked(tmp_path / "open"):
+        refused = subprocess.run([sys.executable, str(script), str(file)], capture_output=True, text=True)
+        assert "another training is writing here" in refused.stderr
+        assert [path.name for path in (tmp_path / "open").iterdir()] == [LOCK]
     subprocess.run([sys.executable, str(script), str(file)], check=True, capture_output=True)
     lines = [json.loads(line) for line in (tmp_path / "open" / "log.jsonl").read_text().splitlines()]
     assert len(steps(ours.log, "loss")) == 6
