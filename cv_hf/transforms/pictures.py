@@ -18,6 +18,8 @@ TILE = 200
 SMALLEST = 640
 # So many classes stand in a legend, the largest first.
 _LEGEND = 16
+# So long is a text beside a box, in its letters' heights.
+_LONGEST = 20
 # So wide at least is a legend, in pixels.
 _NARROWEST = 190
 # More hues than these look alike; the classes after them have another saturation and value.
@@ -34,7 +36,14 @@ class Segment(NamedTuple):
     label: str
 
 
-def captioned(image: Image.Image, lines: Sequence[str], colour: str) -> Image.Image:
+class Scored(NamedTuple):
+    """A name and its score, of which the name alone is shortened where room is short."""
+
+    name: str
+    score: float
+
+
+def captioned(image: Image.Image, lines: Sequence[str | Scored], colour: str) -> Image.Image:
     """Fit the image into a tile and write the lines below it, each shortened to the tile's width."""
     font = ImageFont.load_default(size=15)
     height = 22 * len(lines) + 6
@@ -53,7 +62,7 @@ def captioned(image: Image.Image, lines: Sequence[str], colour: str) -> Image.Im
 def draw_boxes(
     image: Image.Image,
     boxes: Sequence[Sequence[float]],
-    texts: Sequence[str],
+    texts: Sequence[str | Scored],
     colours: Sequence[str],
     *,
     truth: Sequence[Sequence[float]] | None = None,
@@ -92,7 +101,7 @@ def draw_boxes(
         draw.rectangle(box, outline=colour, width=line)
     # Texts last, so that no box crosses them.
     for box, text, colour in zip(corners, texts, colours, strict=True):
-        text = " ".join(text.split())[:40]
+        text = _shortened(text, font, min(picture.width - 6, _LONGEST * font.size))
         width, height = font.getlength(text) + 6, sum(font.getmetrics()) + 2
         x = min(max(0, box[0]), max(0, picture.width - width))
         # Above the box, else within it, else below it: wherever no other text stands.
@@ -222,8 +231,11 @@ def _with_line(picture: Image.Image, text: str, *, below: bool = False) -> Image
     return whole
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _shortened(text: str | Scored, font: ImageFont.FreeTypeFont, width: float) -> str:
     """One line of text that is no wider than that."""
+    if isinstance(text, Scored):
+        score = f" {text.score:.2f}"
+        return (_shortened(text.name, font, width - font.getlength(score)) + score).strip()
     text = " ".join(text.split())[: max(1, int(width))]  # no letter is narrower than a pixel
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2] + "…"
