@@ -112,8 +112,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
         raise RecipeError("train.ema: the average is kept whole on each device, which fsdp and deepspeed divide.")
     if best and given["save_strategy"] not in ("best", given["eval_strategy"]):
         raise RecipeError(
-            f"train.eval_strategy is {given['eval_strategy']}, train.save_strategy is {given['save_strategy']}: the "
-            "best checkpoint is published, so each is evaluated. Set both alike."
+            f"train: eval_strategy is {given['eval_strategy']}, but save_strategy {given['save_strategy']}: the best "
+            "checkpoint is published, so each is evaluated. Set both alike."
         )
     if recipe.train.early_stopping and not best:
         raise RecipeError("train.early_stopping needs evaluations and checkpoints: set eval_strategy, save_strategy.")

@@ -210,7 +210,7 @@ def test_a_processor_without_a_pixel_map_runs_whole(recipe):
         ({"eval": {"metric": "acuracy"}}, "Did you mean 'accuracy'"),
         ({"train": {"early_stopping": 2, "eval_strategy": "no"}}, "early_stopping needs evaluations"),
         ({"train": {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 2, "save_strategy": "steps"}}, "train:"),
-        ({"train": {"eval_strategy": "steps"}}, "train.save_strategy is epoch"),
+        ({"train": {"eval_strategy": "steps"}}, "train: eval_strategy is steps, but save_strategy epoch"),
         ({"train": {"label_smoothing_factor": 1}}, "should be below 1"),
         ({"train": {"dataloader_drop_last": True, "batch_size": 25}}, "leaves out all 24 training samples"),
         ({"train": {"use_liger_kernel": True}}, "train: .*liger-kernel"),
