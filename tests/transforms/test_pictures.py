@@ -11,7 +11,7 @@ from PIL import Image, ImageColor
 from cv_hf.data import from_class_names
 from cv_hf.runs import from_mask
 from cv_hf.tasks import get_task
-from cv_hf.transforms import Scored, captioned, class_colour, contact_sheet, draw_boxes
+from cv_hf.transforms import Scored, captioned, class_colour, contact_sheet, draw_boxes, pictures
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (4000, 20), (20, 4000), (300, 200)])
@@ -145,3 +145,17 @@ def test_a_classified_picture_is_green_where_the_prediction_is_the_truth(scores,
     answer = [{"label": label, "score": score} for label, score in scores.items()]
     picture = get_task("image-classification").draw(Image.new("RGB", (9, 9), "white"), answer, truth, None, None)
     assert _is_green(picture) == right
+
+
+@pytest.mark.parametrize("fonts", [pictures._FONTS, ()])
+def test_names_beyond_ascii_can_be_read(fonts, monkeypatch):
+    """No letter is drawn as the box of one that the font lacks, with the fonts of this machine and without any."""
+    monkeypatch.setattr(pictures, "_FONTS", fonts)
+    pictures._font.cache_clear()
+    for name in ("señal de tráfico", "Ärztin", "číslo"):
+        text, font = pictures._written(Scored(name, 0.5), 15, 400)
+        absent = bytes(font.getmask(chr(0x10FFFF)))
+        assert text.endswith(" 0.50")
+        assert not [letter for letter in text if bytes(font.getmask(letter)) == absent]
+    assert text.startswith("číslo" if font is not pictures._font(15) else "cislo")
+    pictures._font.cache_clear()
