@@ -791,3 +791,21 @@ def test_a_wheel_brings_the_recipes(tmp_path):
     installed("recipes", "copy", "open_recipe")
     copied = {path.name: path.read_text() for path in (tmp_path / "empty").iterdir()}
     assert copied == {path.name: path.read_text() for path in (file, recipes.folder() / "open_recipe.py")}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["eval", "model", "--data", "data", "--batch-size", "0"], "--batch-size: should be at least 1 (got 0)"),
+        (["verify", "model", "--data", "data", "--limit", "-1"], "--limit: should be at least 1 (got -1)"),
+        (["train", "recipe.yaml", "--nproc", "0"], "--nproc: should be at least 1 (got 0)"),
+        (["train", "recipe.yaml", "--nproc", "two"], "--nproc: invalid int value: 'two'"),
+        (["bench", "recipe.yaml", "--seconds", "0"], "--seconds: should be more than 0 (got 0)"),
+        (["bench", "recipe.yaml", "--seconds", "nan"], "--seconds: should be more than 0 (got nan)"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused(words, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"cv-hf {words[0]}: error: argument {says}"
