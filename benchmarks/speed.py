@@ -350,7 +350,7 @@ def _starting(case: Case, folder: Path) -> Iterator[Row]:
 
 def _processes(case: Case, folder: Path) -> Iterator[Row]:
     """Two processes on two cores against one on one, the same global batch."""
-    recipe, steps = folder / "processes.yaml", 8
+    recipe, steps = folder / "processes.yaml", 12
     if available_cores() < 2:
         return
 
@@ -363,7 +363,7 @@ def _processes(case: Case, folder: Path) -> Iterator[Row]:
         ends = _steps([*command, *(["--nproc", "2"] if processes == 2 else [])], "step ", steps, cores)
         return (steps - 2) * case.batch_size / (ends[-1] - ends[1])
 
-    found = alternate({"two": partial(run, 2), "one": partial(run, 1)}, 3, warm_up=0)
+    found = alternate({"two": partial(run, 2), "one": partial(run, 1)}, 5, warm_up=0)
     yield _row("2 processes on 2 cores, ViT-tiny", "images/s", found["two"], found["one"], "1 on 1", 1.8)
 
 

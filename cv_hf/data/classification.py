@@ -18,7 +18,7 @@ import pyarrow as pa
 from cv_hf.config import DataConfig
 from cv_hf.data import box_rows
 from cv_hf.data import labels as label_maps
-from cv_hf.data.columns import LABEL_NAMES, check_given, find_column, find_image, keep_columns, listed
+from cv_hf.data.columns import LABEL_NAMES, check_given, find_column, find_image, is_list, keep_columns, listed
 from cv_hf.data.labels import LabelMap
 from cv_hf.errors import DataError
 
@@ -58,7 +58,7 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
             f"column {label!r} has no labels that can be read (a ClassLabel, text, integers, booleans, or a list of "
             f"them): {listed({label: features[label]})}."
         )
-    target = "labels" if _is_list(features[label]) else "label"
+    target = "labels" if is_list(features[label]) else "label"
     if "labels" in given and target == "label":
         raise DataError(f"data.columns.labels: column {label!r} holds one label per image; name it as label instead.")
     return keep_columns(dataset, {"image": image, target: label})
@@ -166,12 +166,8 @@ def _label_column(splits: Mapping[str, datasets.Dataset]) -> str:
     return found.pop()
 
 
-def _is_list(feature: Any) -> bool:
-    return isinstance(feature, (datasets.List, datasets.LargeList))
-
-
 def _element(feature: Any) -> Any:
-    return feature.feature if _is_list(feature) else feature
+    return feature.feature if is_list(feature) else feature
 
 
 def _kind(feature: Any) -> type | None:

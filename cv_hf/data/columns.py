@@ -83,11 +83,15 @@ def listed(features: Mapping[str, Any]) -> str:
 
 
 def type_name(feature: Any) -> str:
-    if isinstance(feature, (datasets.List, datasets.LargeList)):
+    if is_list(feature):
         return f"list of {type_name(feature.feature)}"
     if isinstance(feature, datasets.Value):
         return feature.dtype.removeprefix("large_")
     return "struct" if isinstance(feature, dict) else type(feature).__name__
+
+
+def is_list(feature: Any) -> bool:
+    return isinstance(feature, (datasets.List, datasets.LargeList))
 
 
 def is_image(feature: Any) -> bool:

@@ -28,11 +28,33 @@ from cv_hf.config import DataConfig
 from cv_hf.data import detection, rle
 from cv_hf.data import labels as label_maps
 from cv_hf.data.annotations import decode_mask, upright_mask
-from cv_hf.data.columns import check_given, find_image, is_image, keep_columns, listed
+from cv_hf.data.columns import check_given, find_image, is_image, is_list, keep_columns, listed
 from cv_hf.data.detection import coco_ids
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
 from cv_hf.data.labels import LabelMap
+from cv_hf.data.objects import (
+    COLUMNS,
+    agreeing,
+    as_lists,
+    as_numpy,
+    category_name,
+    contiguous_ids,
+    find_member,
+    find_value,
+    has_masks,
+    image_ids,
+    is_category,
+    list_lengths,
+    lose_mismatched,
+    members_of,
+    objects_column,
+    rarest,
+    source_categories,
+    with_column,
+    with_objects,
+    without_class,
+)
 from cv_hf.errors import DataError, did_you_mean
 from cv_hf.runs import Rle, boxes_and_areas, from_map, from_mask, runs
 from cv_hf.task import Finding
@@ -55,24 +77,24 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
         DataError: a column cannot be found, or has a type that is not read.
     """
     given, features = dict(data.columns), dataset.features
-    if "mask" not in given and detection.has_masks(features, given):
+    if "mask" not in given and has_masks(features, given):
         return detection.canonical(dataset, data, masks=True)
-    check_given(given, (*detection.COLUMNS, "segmentation", "mask"))
+    check_given(given, (*COLUMNS, "segmentation", "mask"))
     mask = _find_mask(features, given)
     others = {name: feature for name, feature in features.items() if name != mask}
-    sources = {"image": find_image(others, given), "masks" if detection.is_list(features[mask]) else "mask": mask}
+    sources = {"image": find_image(others, given), "masks" if is_list(features[mask]) else "mask": mask}
     if "masks" in sources:
         kept = keep_columns(dataset, sources)
         kept = kept.cast_column("masks", datasets.List(datasets.Image(decode=False)))
-        kept = detection.with_column(kept, "category", *_categories(dataset, others, mask, data))
+        kept = with_column(kept, "category", *_categories(dataset, others, mask, data))
     else:
         named = next((name for name in _CLASS_IDS if isinstance(features.get(name), dict)), None)
         kept = keep_columns(dataset, sources | ({} if named is None else {"class_ids": named}))
         kept = kept.cast_column("mask", datasets.Image(decode=False))
-    column = detection.find_value(others, "image_id", given)
+    column = find_value(others, "image_id", given)
     table = dataset.select_columns([column] if column else []).with_format("arrow")[:] if column else None
-    ids = detection.image_ids(table, column, len(dataset))
-    kept = detection.with_column(kept, "image_id", *ids)
+    ids = image_ids(table, column, len(dataset))
+    kept = with_column(kept, "image_id", *ids)
     kept._source_columns = sources
     return kept
 
@@ -164,10 +186,10 @@ def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
     feature = datasets.List(datasets.ClassLabel(names=list(labels.names)))
     if "masks" not in dataset.column_names:
         nothing = pa.nulls(len(dataset), pa.list_(pa.int64()))
-        return detection.with_column(dataset, "category", nothing, feature)
-    ids = detection.contiguous_ids(_flat_categories(dataset), labels)
-    column = detection.as_lists(_numbers(dataset), pa.array(ids, mask=ids < 0))
-    return detection.with_column(dataset.remove_columns("category"), "category", column, feature)
+        return with_column(dataset, "category", nothing, feature)
+    ids = contiguous_ids(_flat_categories(dataset), labels)
+    column = as_lists(_numbers(dataset), pa.array(ids, mask=ids < 0))
+    return with_column(dataset.remove_columns("category"), "category", column, feature)
 
 
 def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
@@ -177,10 +199,10 @@ def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
     if "masks" not in dataset.column_names:
         return [None] * len(dataset)
     categories = _flat_categories(dataset)
-    there = detection.as_numpy(categories.is_valid(), bool)
+    there = as_numpy(categories.is_valid(), bool)
     rows = np.repeat(np.arange(len(dataset)), _numbers(dataset))[there]
-    known = detection.as_numpy(categories.drop_null(), np.int64)
-    return detection.rarest(rows, known, len(dataset), dataset.features["category"].feature.names)
+    known = as_numpy(categories.drop_null(), np.int64)
+    return rarest(rows, known, len(dataset), dataset.features["category"].feature.names)
 
 
 def present(dataset: datasets.Dataset) -> set[str]:
@@ -227,7 +249,7 @@ def fit(
 
 def _find_mask(features: Mapping[str, Any], given: Mapping[str, str]) -> str:
     """The column of images of masks: a list of them for each sample first."""
-    lists = [name for name, feature in features.items() if detection.is_list(feature) and is_image(feature.feature)]
+    lists = [name for name, feature in features.items() if is_list(feature) and is_image(feature.feature)]
     images = [name for name, feature in features.items() if is_image(feature)]
     if "mask" in given:
         name = given["mask"]
@@ -251,15 +273,15 @@ def _categories(
 ) -> tuple[pa.Array, Any]:
     """The list of classes beside a list of masks, and its feature."""
     given = dict(data.columns)
-    key = detection.find_member(detection.members_of(features, None), "category", given, None, detection.is_category)
+    key = find_member(members_of(features, None), "category", given, None, is_category)
     if key is None:
         (source,) = detection.only_class(data).sources
-        numbers = detection.list_lengths(_column(dataset, mask))
+        numbers = list_lengths(_column(dataset, mask))
         flat, feature = pa.array([source] * int(numbers.sum()), pa.int64()), datasets.Value("int64")
-        return detection.as_lists(numbers, flat), datasets.List(feature)
+        return as_lists(numbers, flat), datasets.List(feature)
     column = _column(dataset, key)
-    flat, feature = detection.source_categories(pc.list_flatten(column), features[key].feature)
-    return detection.as_lists(detection.list_lengths(column), flat), datasets.List(feature)
+    flat, feature = source_categories(pc.list_flatten(column), features[key].feature)
+    return as_lists(list_lengths(column), flat), datasets.List(feature)
 
 
 def _column(dataset: datasets.Dataset, name: str) -> pa.Array:
@@ -272,7 +294,7 @@ def _flat_categories(dataset: datasets.Dataset) -> pa.Array:
 
 def _numbers(dataset: datasets.Dataset) -> np.ndarray:
     """How many classes each row lists."""
-    return detection.list_lengths(_column(dataset, "category"))
+    return list_lengths(_column(dataset, "category"))
 
 
 def _class_ids(splits: Mapping[str, datasets.Dataset]) -> dict[str, int]:
@@ -390,35 +412,31 @@ def _clean_lists(
     files = dataset.select_columns("file")["file"][:]
     numbers = _numbers(dataset)
     pictures = dataset.data.column("masks")
-    there = np.concatenate([detection.list_lengths(chunk) for chunk in pictures.chunks] or [np.zeros(0, np.int64)])
+    there = np.concatenate([list_lengths(chunk) for chunk in pictures.chunks] or [np.zeros(0, np.int64)])
     there = there if dataset._indices is None else there[dataset._indices.column(0).to_numpy()]
     gone = set(np.flatnonzero(numbers != there).tolist())
     for row in sorted(gone):
         reason = f"{there[row]} masks and {numbers[row]} classes"
         findings.drop("unreadable-annotation", files[row], reason, on_bad_sample)
     categories, feature = _flat_categories(dataset), dataset.features["category"].feature
-    missing = detection.without_class(categories, feature)
-    unknown = ~missing & (detection.contiguous_ids(categories, labels) < 0)
+    missing = without_class(categories, feature)
+    unknown = ~missing & (contiguous_ids(categories, labels) < 0)
     rows = np.repeat(np.arange(len(dataset)), numbers)
     firsts = np.cumsum(numbers) - numbers
     for code, places in (("box-without-label", missing), ("box-unknown-label", unknown)):
         for place in np.flatnonzero(places).tolist():
             row = int(rows[place])
             if row not in gone:
-                reason = (
-                    ""
-                    if code == "box-without-label"
-                    else repr(detection.category_name(categories[place].as_py(), feature))
-                )
+                reason = "" if code == "box-without-label" else repr(category_name(categories[place].as_py(), feature))
                 findings.drop(code, f"{files[row]} object {place - firsts[row]}", reason, on_bad_sample)
     return dataset.select([row for row in range(len(dataset)) if row not in gone]) if gone else dataset
 
 
 def _compressed(dataset: datasets.Dataset, findings: Findings, on_bad_sample: str) -> datasets.Dataset:
     """The split with masks of compressed RLE, and the boxes around them; objects without a mask are dropped."""
-    gone = detection.lose_mismatched(dataset, findings, on_bad_sample)
-    objects = detection.agreeing(detection.objects_column(dataset))
-    numbers = detection.list_lengths(objects["segmentation"])
+    gone = lose_mismatched(dataset, findings, on_bad_sample)
+    objects = agreeing(objects_column(dataset))
+    numbers = list_lengths(objects["segmentation"])
     rows = np.repeat(np.arange(len(dataset)), numbers)
     firsts = np.cumsum(numbers) - numbers
     files = dataset.select_columns("file")["file"][:]
@@ -449,19 +467,19 @@ def _compressed(dataset: datasets.Dataset, findings: Findings, on_bad_sample: st
         if not known[row]:
             known[row], sizes[row] = True, mask["size"]
     boxes, around = boxes_and_areas(masks)
-    stated = detection.as_numpy(pc.list_flatten(objects["area"]), np.float64)[kept]
+    stated = as_numpy(pc.list_flatten(objects["area"]), np.float64)[kept]
     counts = np.bincount(rows[kept], minlength=len(dataset))
     chosen = pa.array(kept)
-    flat_boxes = detection.as_lists(np.full(len(masks), 4), pa.array(boxes.reshape(-1)))
+    flat_boxes = as_lists(np.full(len(masks), 4), pa.array(boxes.reshape(-1)))
     lists = {
-        "bbox": detection.as_lists(counts, flat_boxes),
-        "category": detection.as_lists(counts, pc.list_flatten(objects["category"]).filter(chosen)),
-        "area": detection.as_lists(counts, pa.array(np.where(stated > 0, stated, around))),
-        "iscrowd": detection.as_lists(counts, pc.list_flatten(objects["iscrowd"]).filter(chosen)),
-        "segmentation": detection.as_lists(counts, rle.to_arrow(masks)),
+        "bbox": as_lists(counts, flat_boxes),
+        "category": as_lists(counts, pc.list_flatten(objects["category"]).filter(chosen)),
+        "area": as_lists(counts, pa.array(np.where(stated > 0, stated, around))),
+        "iscrowd": as_lists(counts, pc.list_flatten(objects["iscrowd"]).filter(chosen)),
+        "segmentation": as_lists(counts, rle.to_arrow(masks)),
     }
-    dataset = detection.with_objects(dataset.remove_columns("objects"), lists, features["category"].feature)
+    dataset = with_objects(dataset.remove_columns("objects"), lists, features["category"].feature)
     for name, edges in zip(("height", "width"), sizes.T, strict=True):
         column = pa.array(edges, mask=~known).cast(pa.int64())
-        dataset = detection.with_column(dataset.remove_columns(name), name, column, datasets.Value("int64"))
+        dataset = with_column(dataset.remove_columns(name), name, column, datasets.Value("int64"))
     return dataset.select([row for row in range(len(dataset)) if row not in gone]) if gone else dataset

@@ -23,6 +23,22 @@ from cv_hf.data.columns import check_given, find_column, find_image, is_image, k
 from cv_hf.data.findings import Findings
 from cv_hf.data.images import UnreadableImage
 from cv_hf.data.labels import LabelMap
+from cv_hf.data.objects import (
+    Place,
+    as_numpy,
+    category_name,
+    contiguous_ids,
+    find_member,
+    flattened,
+    is_category,
+    is_number,
+    list_lengths,
+    members_of,
+    rarest,
+    source_categories,
+    with_column,
+    without_class,
+)
 from cv_hf.errors import DataError, did_you_mean
 from cv_hf.runs import runs
 from cv_hf.task import Finding
@@ -53,7 +69,7 @@ def canonical(dataset: datasets.Dataset, data: DataConfig) -> datasets.Dataset:
     mask = find_column(others, "mask", kind=is_image, usual_names=_MASKS, given=given)
     kept = keep_columns(dataset, {"image": image, "mask": mask}).cast_column("mask", datasets.Image(decode=False))
     column, feature = _segments(dataset, container, given)
-    kept = detection.with_column(kept, "segments_info", column, feature)
+    kept = with_column(kept, "segments_info", column, feature)
     kept._source_columns = {"image": image, "mask": mask, "segments_info": container}
     return kept
 
@@ -110,24 +126,24 @@ def encode(dataset: datasets.Dataset, labels: LabelMap) -> datasets.Dataset:
     column = _column(dataset)
     fields = _fields(column)
     categories = fields["category_id"]
-    ids = detection.contiguous_ids(categories, labels)
-    lost = ~detection.as_numpy(categories.is_null(), bool) & (ids < 0)
+    ids = contiguous_ids(categories, labels)
+    lost = ~as_numpy(categories.is_null(), bool) & (ids < 0)
     for place in np.flatnonzero(lost)[:1].tolist():
         feature = dataset.features["segments_info"].feature["category_id"]
-        raise labels.unknown(detection.category_name(categories[place].as_py(), feature))
+        raise labels.unknown(category_name(categories[place].as_py(), feature))
     fields["category_id"] = pa.array(ids, mask=ids < 0)
     feature = datasets.ClassLabel(names=list(labels.names))
-    return _with_segments(dataset, detection.list_lengths(column), fields, feature)
+    return _with_segments(dataset, list_lengths(column), fields, feature)
 
 
 def strata(dataset: datasets.Dataset) -> Sequence[str | None]:
     """The rarest class of each image of an encoded split, see detection; None without segments."""
     column = _column(dataset)
     categories = _fields(column)["category_id"]
-    there = detection.as_numpy(categories.is_valid(), bool)
-    rows = np.repeat(np.arange(len(dataset)), detection.list_lengths(column))[there]
+    there = as_numpy(categories.is_valid(), bool)
+    rows = np.repeat(np.arange(len(dataset)), list_lengths(column))[there]
     names = dataset.features["segments_info"].feature["category_id"].names
-    return detection.rarest(rows, detection.as_numpy(categories.drop_null(), np.int64), len(dataset), names)
+    return rarest(rows, as_numpy(categories.drop_null(), np.int64), len(dataset), names)
 
 
 def present(dataset: datasets.Dataset) -> set[str]:
@@ -245,11 +261,11 @@ def _find_segments(features: Mapping[str, Any], given: Mapping[str, str]) -> str
 
 
 def _is_segments(feature: Any, name: str, given: Mapping[str, str]) -> bool:
-    members = detection.members_of({name: feature}, name)
+    members = members_of({name: feature}, name)
     # Which members the recipe names is for the column that is chosen.
-    fits = {"id": detection.is_number, "category": detection.is_category}
+    fits = {"id": is_number, "category": is_category}
     named = {key: given[key] for key in fits if given.get(key, "").removeprefix(f"{name}.") in members}
-    return all(detection.find_member(members, key, named, name, fit) is not None for key, fit in fits.items())
+    return all(find_member(members, key, named, name, fit) is not None for key, fit in fits.items())
 
 
 def _usual(features: Mapping[str, Any]) -> list[str]:
@@ -259,33 +275,33 @@ def _usual(features: Mapping[str, Any]) -> list[str]:
 
 def _segments(dataset: datasets.Dataset, container: str, given: Mapping[str, str]) -> tuple[pa.Array, Any]:
     """The column segments_info, its categories source ids, and its feature."""
-    members = detection.members_of(dataset.features, container)
+    members = members_of(dataset.features, container)
     fits = {
-        "id": detection.is_number,
-        "category": detection.is_category,
-        "area": detection.is_number,
-        "iscrowd": detection.is_number,
-        "isthing": detection.is_number,
+        "id": is_number,
+        "category": is_category,
+        "area": is_number,
+        "iscrowd": is_number,
+        "isthing": is_number,
     }
-    keys = {key: detection.find_member(members, key, given, container, fit) for key, fit in fits.items()}
+    keys = {key: find_member(members, key, given, container, fit) for key, fit in fits.items()}
     keys = {key: name for key, name in keys.items() if name is not None}
     table = dataset.select_columns(container).with_format("arrow")[:]
     column = table[container].combine_chunks()
     if pa.types.is_struct(column.type):
         # Lists of one row that are of different lengths belong to no segments.
-        each = [detection.list_lengths(pc.struct_field(column, name)) for name in keys.values()]
+        each = [list_lengths(pc.struct_field(column, name)) for name in keys.values()]
         there = np.all([lengths == each[0] for lengths in each], axis=0)
-        there &= detection.as_numpy(pc.struct_field(column, keys["id"]).is_valid(), bool)
+        there &= as_numpy(pc.struct_field(column, keys["id"]).is_valid(), bool)
     else:
-        there = detection.as_numpy(column.is_valid(), bool)
+        there = as_numpy(column.is_valid(), bool)
     if not there.all():
         column = pc.if_else(pa.array(there), column, pa.scalar(None, column.type))
         table = pa.table({container: column})
-    place = detection.Place(container, keys)
+    place = Place(container, keys)
     flat = {}
     for key in keys:
-        numbers, flat[key] = detection.flattened(table, place, key)
-    categories, feature = detection.source_categories(flat.pop("category"), members[keys["category"]])
+        numbers, flat[key] = flattened(table, place, key)
+    categories, feature = source_categories(flat.pop("category"), members[keys["category"]])
     number = len(categories)
     area = flat["area"].cast(pa.float64(), safe=False) if "area" in flat else pa.nulls(number, pa.float64())
     crowd = _truths(flat["iscrowd"]) if "iscrowd" in flat else pa.nulls(number, pa.bool_())
@@ -338,7 +354,7 @@ def _with_segments(
     dataset: datasets.Dataset, numbers: np.ndarray, fields: Mapping[str, pa.Array], category: Any
 ) -> datasets.Dataset:
     column = _listed(numbers, fields)
-    return detection.with_column(dataset.remove_columns("segments_info"), "segments_info", column, _feature(category))
+    return with_column(dataset.remove_columns("segments_info"), "segments_info", column, _feature(category))
 
 
 def _things(
@@ -374,14 +390,14 @@ def _clean_split(
 ) -> datasets.Dataset:
     files = dataset.select_columns("file")["file"][:]
     column = _column(dataset)
-    gone = set(np.flatnonzero(detection.as_numpy(column.is_null(), bool)).tolist())
+    gone = set(np.flatnonzero(as_numpy(column.is_null(), bool)).tolist())
     for row in sorted(gone):
         reason = "it has no segments_info, or lists of different lengths"
         findings.drop("unreadable-annotation", files[row], reason, on_bad_sample)
     fields = _fields(column)
     fields.pop("isthing", None)
-    rows = np.repeat(np.arange(len(dataset)), detection.list_lengths(column))
-    ids = detection.as_numpy(pc.fill_null(fields["id"], 0), np.int64)
+    rows = np.repeat(np.arange(len(dataset)), list_lengths(column))
+    ids = as_numpy(pc.fill_null(fields["id"], 0), np.int64)
     usable = (ids > 0) & (ids <= _HIGHEST_ID)
     _, firsts = np.unique(np.stack([rows, ids]), axis=1, return_index=True)
     repeated = np.ones(len(ids), bool)
@@ -393,17 +409,17 @@ def _clean_split(
     fields = {name: values.filter(pa.array(kept)) for name, values in fields.items()}
     rows, ids = rows[kept], ids[kept]
     categories, feature = fields["category_id"], dataset.features["segments_info"].feature["category_id"]
-    missing = detection.without_class(categories, feature)
-    lost = detection.contiguous_ids(categories, labels) < 0
+    missing = without_class(categories, feature)
+    lost = contiguous_ids(categories, labels) < 0
     unknown = lost & ~missing
     if unknown.any() and lost.all():
         place = int(np.flatnonzero(unknown)[0])
-        raise labels.unknown(detection.category_name(categories[place].as_py(), feature))
+        raise labels.unknown(category_name(categories[place].as_py(), feature))
     if labels.ignore_index is not None and pa.types.is_integer(categories.type):
-        unknown &= detection.as_numpy(pc.fill_null(pc.not_equal(categories, labels.ignore_index), False), bool)
+        unknown &= as_numpy(pc.fill_null(pc.not_equal(categories, labels.ignore_index), False), bool)
     for code, places in (("segment-without-label", missing), ("segment-unknown-label", unknown)):
         for place in np.flatnonzero(places).tolist():
-            known = detection.category_name(categories[place].as_py(), feature)
+            known = category_name(categories[place].as_py(), feature)
             reason = "" if code == "segment-without-label" else repr(known)
             findings.drop(code, f"{files[rows[place]]} segment {ids[place]}", reason, on_bad_sample)
     fields["category_id"] = pc.if_else(pa.array(lost), pa.scalar(None, categories.type), categories)

@@ -20,11 +20,11 @@ import pyarrow as pa
 from cv_hf.config import DataConfig
 from cv_hf.data import export, rle
 from cv_hf.data.annotations import upright_size
-from cv_hf.data.detection import as_lists, with_objects
 from cv_hf.data.doctor import Diagnosis, copied_objects
 from cv_hf.data.findings import CODES
 from cv_hf.data.labels import LabelMap
 from cv_hf.data.load import quiet
+from cv_hf.data.objects import as_lists, with_objects
 from cv_hf.data.paths import Inside
 from cv_hf.errors import DataError
 

@@ -36,6 +36,7 @@ from cv_hf.data.columns import (
     find_column,
     find_image,
     is_image,
+    is_list,
     keep_columns,
     listed,
 )
@@ -327,7 +328,7 @@ def _find_mask(features: Mapping[str, Any], given: Mapping[str, str]) -> str:
 
 def _class_names(feature: Any) -> list[str] | None:
     """The names of a list of classes, as of those that an image shows; a single class is one of the whole image."""
-    element = feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else None
+    element = feature.feature if is_list(feature) else None
     return element.names if isinstance(element, datasets.ClassLabel) else None
 
 

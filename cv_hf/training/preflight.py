@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainingArguments
 
@@ -20,6 +21,10 @@ from cv_hf.errors import ResourceError, causes
 from cv_hf.training.checkpoints import size_of
 from cv_hf.training.memory import memory_free
 from cv_hf.training.trainer import Trainer, checked, megabytes, unchanged_random_state
+
+# A forward on a CPU leaves this part of the memory that was free, for the backward; it looks so often while it takes
+# as much.
+_SPARE, _LOOKS = 32, 4
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,13 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
         )
     whole = images = trainer.args.per_device_train_batch_size
     memory_free = _memory_free(trainer.args.device)
+    gradients = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
+    optimizer = trainer.optimizer_size()
+    # An accelerator says that it has no more; of this memory, the kernel ends whoever takes too much.
+    spare = gradients + optimizer + memory_free // _SPARE if trainer.args.device.type == "cpu" else None
     while True:
         try:
-            tried = _step(trainer, images)
+            tried = _step(trainer, images, spare)
             break
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -105,14 +114,13 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
         _let_go(trainer)
     if images < whole:
         raise memory_error(trainer.args, images)
-    gradients = sum(p.nbytes for p in trainer.model.parameters() if p.requires_grad)
     weights = sum({t.data_ptr(): t.nbytes for t in trainer.model.state_dict().values()}.values())
     activations = tried.pop("activations")
     memory = {
         "weights": weights,
         "average": weights if trainer.ema is not None else 0,
         "gradients": gradients,
-        "optimizer": trainer.optimizer_size(),
+        "optimizer": optimizer,
         "activations": activations,
     }
     arguments = trainer.args
@@ -121,7 +129,7 @@ def preflight(trainer: Trainer, folder: Path) -> Preflight:
         batch=whole * arguments.gradient_accumulation_steps * arguments.world_size,
         samples=len(trainer.train_dataset),
         memory=memory,
-        more=gradients + memory["optimizer"] + activations,
+        more=gradients + optimizer + activations,
         memory_free=memory_free,
         checkpoint=checkpoint,
         disk=disk,
@@ -163,8 +171,12 @@ def memory_error(arguments: TrainingArguments, fits: int | None = None) -> Resou
     )
 
 
-def _step(trainer: Trainer, images: int) -> dict[str, Any]:
-    """One forward and backward on the first batch of the run; no trace of it is left."""
+def _step(trainer: Trainer, images: int, spare: int | None) -> dict[str, Any]:
+    """One forward and backward on the first batch of the run; no trace of it is left.
+
+    Raises:
+        MemoryError: the forward leaves fewer than `spare` bytes free.
+    """
     model, arguments = trainer.model, trainer.args
     first = arguments.process_index * arguments.per_device_train_batch_size
     start = time.monotonic()
@@ -180,12 +192,19 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
     if scales is not None:
         trainer.scales = dataclasses.replace(scales, least=scales.greatest)
     saved: dict[int, int] = {}
+    kept = looked = 0
     known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
+            nonlocal kept, looked
+            kept += storage.nbytes() - saved.get(storage.data_ptr(), 0)
             saved[storage.data_ptr()] = storage.nbytes()
+            if spare is not None and kept - looked > spare // _LOOKS:
+                looked = kept
+                if memory_free() + psutil.swap_memory().free < spare:
+                    raise MemoryError
         # Of a result, the tensor itself would hold the graph that holds it, for ever where no backward follows.
         return tensor.detach()
 
@@ -213,7 +232,7 @@ def _step(trainer: Trainer, images: int) -> dict[str, Any]:
         "size": size,
         "loss": value,
         "seconds": (read - start, time.monotonic() - read),
-        "activations": sum(saved.values()),
+        "activations": kept,
     }
 
 

@@ -87,6 +87,9 @@ class Trainer(transformers.Trainer):
             super().__init__(**trainer)
         except SETUP_ERRORS as error:
             raise setup_error(error) from None
+        if self.accelerator.ddp_handler is not None:
+            # Gradients stand where they are summed over the processes: no copy of them, in memory or in time.
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         quicken(self.model, depthwise=self.args.bf16 and self.args.device.type == "cpu")
         self.score = score
         self.record = record

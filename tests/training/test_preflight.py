@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -254,6 +255,34 @@ def test_out_of_memory_names_a_batch_that_was_tried(recipe, monkeypatch, error):
     )
     assert tried == [12, 6, 3]
     assert finetune(values, ["train.gradient_accumulation_steps=4"], resume=True).metrics["train"]["steps"] == 3
+
+
+def test_what_would_be_killed_is_not_tried(recipe, trainer_of, tmp_path, monkeypatch):
+    """Linux gives more memory than there is, and then ends whoever uses it: the forward stops before."""
+    trainer = trainer_of(recipe("vit", train={"batch_size": 12}))
+    memory = SimpleNamespace(free=1 << 60, taken=0)
+
+    def begin(*_: object) -> None:
+        memory.taken = 0
+
+    def take(module: torch.nn.Module, args: object, made: object) -> None:
+        memory.taken += made.nbytes if isinstance(made, torch.Tensor) else 0
+
+    trainer.model.register_forward_pre_hook(begin)
+    for module in trainer.model.modules():
+        module.register_forward_hook(take)
+    found = preflight(trainer, tmp_path)
+    whole, rest = memory.taken, found.more - found.memory["activations"]
+    module = sys.modules["cv_hf.training.preflight"]
+    monkeypatch.setattr(module, "memory_free", lambda: memory.free - memory.taken)
+    monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(free=0))
+    for share, fits in ((1.5, 12), (0.8, 6), (0.4, 3)):
+        memory.free, memory.taken = int(rest + share * whole), 0
+        if fits == 12:
+            assert preflight(trainer, tmp_path).images == 12
+        else:
+            with pytest.raises(ResourceError, match=f"12 image.* at once; {fits} fit"):
+                preflight(trainer, tmp_path)
 
 
 def held() -> int:
