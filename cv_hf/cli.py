@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -42,6 +43,11 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"cv-hf: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            # Of a file that is open already the system does not say which.
+            where = f"{printable(error.filename)}: " if error.filename else ""
+            print(f"cv-hf: {where}{error.strerror}. Make room, and start again.", file=sys.stderr)
+            return 2
         # A file of the command line's that cannot be read or written; anything else is not the user's to mend.
         if error.filename is None:
             raise

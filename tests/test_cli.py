@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -809,3 +810,22 @@ def test_numbers_that_nothing_can_be_done_with_are_refused(words, says, capsys):
         main(words)
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"cv-hf {words[0]}: error: argument {says}"
+
+
+def test_a_full_disk_while_predicting_is_said_in_one_line_and_what_was_answered_is_kept(
+    recipe, photos, tmp_path, monkeypatch, capsys
+):
+    run = finetune(recipe("vit", train={"max_steps": 1}))
+    save = PIL.Image.Image.save
+    saved = []
+
+    def full(image, file, *rest, **more):
+        saved.append(file)
+        if len(saved) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(image, file, *rest, **more)
+
+    monkeypatch.setattr(PIL.Image.Image, "save", full)
+    assert main(["predict", str(run.folder), str(photos / "test"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.splitlines() == ["cv-hf: No space left on device. Make room, and start again."]
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 2
