@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -42,6 +43,11 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"cv-hf: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            # Of a file that is open already the system does not say which.
+            where = f"{printable(error.filename)}: " if error.filename else ""
+            print(f"cv-hf: {where}{error.strerror}. Make room, and start again.", file=sys.stderr)
+            return 2
         # A file of the command line's that cannot be read or written; anything else is not the user's to mend.
         if error.filename is None:
             raise
@@ -88,13 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", metavar="DIR", help="where everything is written (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
     train.add_argument("--dry-run", action="store_true", help="only check data, model, memory, disk and the Hub first")
-    train.add_argument("--nproc", metavar="N", type=int, help="processes, one per device")
+    train.add_argument("--nproc", metavar="N", type=_count, help="processes, one per device")
     train.set_defaults(run=_train)
 
     bench = commands.add_parser("bench", help="measure how fast a recipe is here, and what holds it back")
     bench.add_argument("recipe", metavar="RECIPE")
     bench.add_argument("overrides", metavar="key=value", nargs="*", help="as in train.batch_size=8")
-    bench.add_argument("--seconds", metavar="S", type=float, default=10.0, help="for each part (default: 10)")
+    bench.add_argument("--seconds", metavar="S", type=_seconds, default=10.0, help="for each part (default: 10)")
     bench.add_argument("--json", metavar="FILE", help="write every number there; - for standard output")
     bench.set_defaults(run=_bench)
 
@@ -104,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", metavar="S", help="default: test, else validation, else the only one")
     evaluate.add_argument("--json", metavar="FILE", help="write every number there; - for standard output")
     evaluate.add_argument("--task", help="the task of a model that cv_hf did not train")
-    evaluate.add_argument("--batch-size", metavar="N", type=int, default=16)
+    evaluate.add_argument("--batch-size", metavar="N", type=_count, default=16)
     evaluate.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
     _add_data_options(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -125,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("model", metavar="MODEL", help="a Hub id, a run directory or its model/")
     verify.add_argument("--data", metavar="DATA", required=True)
     verify.add_argument("--split", metavar="S", help="default: test, else validation, else the only one")
-    verify.add_argument("--limit", metavar="N", type=int, help="so many images only")
+    verify.add_argument("--limit", metavar="N", type=_count, help="so many images only")
     verify.add_argument("--task", help="the task of a model that cv_hf did not train")
     verify.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
     _add_data_options(verify)
@@ -173,6 +179,24 @@ def _parser() -> argparse.ArgumentParser:
     env = commands.add_parser("env", help="versions and devices, for a bug report")
     env.set_defaults(run=_env)
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"should be at least 1 (got {text})")
+    return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"should be more than 0 (got {text})")
+    return seconds
+
+
+# What argparse says of a text that is no number.
+_count.__name__, _seconds.__name__ = "int", "float"
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:

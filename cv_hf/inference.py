@@ -164,7 +164,7 @@ def evaluate_model(
         data: Hub id, folder or file, or a whole data section.
         split: the split's name; None: the test split, else the validation split, else the only one. Of the data that
             its run was trained on, test and validation are what it held out.
-        batch_size: images per forward; it does not change the numbers.
+        batch_size: images per forward; of the numbers only the loss of detectors depends on it.
         echo: called with each line to print.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -791,3 +792,41 @@ def test_a_wheel_brings_the_recipes(tmp_path):
     installed("recipes", "copy", "open_recipe")
     copied = {path.name: path.read_text() for path in (tmp_path / "empty").iterdir()}
     assert copied == {path.name: path.read_text() for path in (file, recipes.folder() / "open_recipe.py")}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["eval", "model", "--data", "data", "--batch-size", "0"], "--batch-size: should be at least 1 (got 0)"),
+        (["verify", "model", "--data", "data", "--limit", "-1"], "--limit: should be at least 1 (got -1)"),
+        (["train", "recipe.yaml", "--nproc", "0"], "--nproc: should be at least 1 (got 0)"),
+        (["train", "recipe.yaml", "--nproc", "two"], "--nproc: invalid int value: 'two'"),
+        (["bench", "recipe.yaml", "--seconds", "0"], "--seconds: should be more than 0 (got 0)"),
+        (["bench", "recipe.yaml", "--seconds", "nan"], "--seconds: should be more than 0 (got nan)"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused(words, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"cv-hf {words[0]}: error: argument {says}"
+
+
+def test_a_full_disk_while_predicting_is_said_in_one_line_and_what_was_answered_is_kept(
+    recipe, photos, tmp_path, monkeypatch, capsys
+):
+    run = finetune(recipe("vit", train={"max_steps": 1}))
+    save = PIL.Image.Image.save
+    saved = []
+
+    def full(image, file, *rest, **more):
+        saved.append(file)
+        if len(saved) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(image, file, *rest, **more)
+
+    monkeypatch.setattr(PIL.Image.Image, "save", full)
+    assert main(["predict", str(run.folder), str(photos / "test"), "--out", str(tmp_path / "out")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "cv-hf: No space left on device. Make room, and start again."
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 2

@@ -183,7 +183,9 @@ def another(field: dataclasses.Field) -> Any:
         return None
     if isinstance(value, bool) or (value is None and "bool" in str(field.type)):
         return not value
-    if isinstance(value, (int, float)):
+    if isinstance(value, float):
+        return value + 0.5
+    if isinstance(value, int):
         return value + 1 if value >= 0 else 7
     if value is None and "int" in str(field.type):
         return 7

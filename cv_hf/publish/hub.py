@@ -117,6 +117,12 @@ def push(run: Path, repo_id: str, *, private: bool = False, echo: Callable[[str]
     model = run / "model"
     if not (model / "config.json").is_file():
         raise DataError(f"{run}: there is no finished model/ in it to push. Train first, or name the run's folder.")
+    if not (model / "README.md").is_file():
+        # The last file that a run writes there.
+        raise DataError(
+            f"{run}: its model/ has no card (README.md), as scoring it was not finished.\n"
+            f"Go on: {shlex.join(['cv-hf', 'train', str(run / 'recipe.yaml'), '--resume'])}"
+        )
     retry = shlex.join(["cv-hf", "push", str(run), repo_id, *(["--private"] if private else [])])
     repo_id = _full_name(repo_id, check_can_write(repo_id, retry, echo))
     paths = {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
@@ -125,9 +131,8 @@ def push(run: Path, repo_id: str, *, private: bool = False, echo: Callable[[str]
     }
     if (run / "recipe.yaml").is_file():
         files["recipe.yaml"] = _without_paths((run / "recipe.yaml").read_text(encoding="utf-8")).encode()
-    if "README.md" in paths:
-        card = paths["README.md"].read_text(encoding="utf-8")
-        files["README.md"] = card.replace(THIS_FOLDER, f'model="{repo_id}"').encode()
+    card = paths["README.md"].read_text(encoding="utf-8")
+    files["README.md"] = card.replace(THIS_FOLDER, f'model="{repo_id}"').encode()
     return _persistently(lambda: _commit(HfApi(), repo_id, files, private), f"pushing to {repo_id}", retry, echo)
 
 

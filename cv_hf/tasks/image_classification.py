@@ -11,11 +11,13 @@ import torch
 from cv_hf.data import LabelMap, classification
 from cv_hf.metrics import Accumulator, MultiLabelAccumulator, SingleLabelAccumulator
 from cv_hf.task import Task
-from cv_hf.transforms import TILE, captioned
+from cv_hf.transforms import TILE, Scored, captioned
 
 # pipeline("image-classification") returns so many classes unless told otherwise.
 TOP_K = 5
 SCORE_TOLERANCE = 1e-4
+# Of classes that do not exclude each other, those that score more are predicted.
+CLAIMED = 0.5
 
 
 def model_fields(labels: LabelMap, columns: Sequence[str]) -> dict[str, Any]:
@@ -124,25 +126,37 @@ def score_answers(
     return {"accuracy": sum(right) / len(right)}
 
 
-def truth(row: Mapping[str, Any], labels: LabelMap) -> str | None:
-    """The names of the row's classes."""
+def truth(row: Mapping[str, Any], labels: LabelMap) -> str | list[str] | None:
+    """The name of the row's class, or those of its classes where it may have several."""
     if "labels" in row:
-        return ", ".join(labels.names[i] for i in row["labels"])
+        return [labels.names[i] for i in row["labels"]]
     return labels.names[row["label"]] if row.get("label") is not None else None
 
 
 def draw(
-    image: Any, prediction: Sequence[Mapping[str, Any]], truth: str | None, labels: LabelMap, tile: int | None
+    image: Any,
+    prediction: Sequence[Mapping[str, Any]],
+    truth: str | list[str] | None,
+    labels: LabelMap,
+    tile: int | None,
 ) -> Any:
-    """The image above its best class and score; green where that is the truth, red where not."""
-    best = prediction[0]
-    lines = [f"{best['label']} {best['score']:.2f}"]
+    """The image above its classes and their scores; green where they are the truth, red where not.
+
+    Of exclusive classes it is the best one. Of others all that score more than one half, as far as there are no more of
+    them than pipeline() returns.
+    """
+    claimed = [one for one in prediction if one["score"] > CLAIMED]
+    several = isinstance(truth, list)
+    shown = claimed if claimed or several else prediction[:1]
+    lines: list[str | Scored] = [Scored(one["label"], one["score"]) for one in shown] or ["none"]
     colour = "#222222"
     if truth is not None:
-        right = best["label"] in truth.split(", ")
+        known = set(truth) if several else {truth}
+        found = {one["label"] for one in shown}
+        right = found == known or (len(found) == TOP_K and found < known)
         colour = "#1a7f37" if right else "#c62828"
         if not right:
-            lines.append(f"is {truth or 'none'}")
+            lines.append(f"is {', '.join(sorted(known)) or 'none'}")
     return captioned(image, lines, colour)
 
 

@@ -15,7 +15,7 @@ from cv_hf.data import LabelMap, detection
 from cv_hf.data.export import coco_answers
 from cv_hf.metrics import Accumulator, DetectionAccumulator
 from cv_hf.task import Task
-from cv_hf.transforms import class_colour, draw_boxes
+from cv_hf.transforms import Scored, class_colour, draw_boxes
 
 # pipeline("object-detection") shows what scores more than this, unless told otherwise.
 THRESHOLD = 0.5
@@ -224,7 +224,7 @@ def draw(
     return draw_boxes(
         image,
         [list(one["box"].values()) for one in found],
-        [f"{one['label']} {one['score']:.2f}" for one in found],
+        [Scored(one["label"], one["score"]) for one in found],
         [class_colour(one["label"], names=labels.names) for one in found],
         truth=truth,
         note="" if truth is None else "white: truth",

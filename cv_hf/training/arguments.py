@@ -45,7 +45,9 @@ LEAST = {
     "max_grad_norm": 0,
     "num_train_epochs": 0,
     "warmup_steps": 0,
+    "label_smoothing_factor": 0,
 }
+BELOW = {"seed": 2**32, "label_smoothing_factor": 1}
 
 
 def resolve(recipe: Recipe, task: Task) -> Recipe:
@@ -58,8 +60,9 @@ def resolve(recipe: Recipe, task: Task) -> Recipe:
     for name, least in LEAST.items():
         if isinstance(given.get(name), int | float) and not given[name] >= least:
             raise RecipeError(f"train.{name} should be at least {least} (got {given[name]}).")
-    if given.get("seed", 0) >= 2**32:
-        raise RecipeError(f"train.seed should be below 2**32 (got {given['seed']}).")
+    for name, most in BELOW.items():
+        if not given.get(name, 0) < most:
+            raise RecipeError(f"train.{name} should be below {most} (got {given[name]}).")
     defaults = {**TrainConfig().model_dump(), **COMMON, **task.train_defaults}
     if recipe.model.freeze == "backbone":
         if recipe.train.given.get("backbone_lr") is not None:
@@ -107,6 +110,11 @@ def training_arguments(recipe: Recipe, checkpoints: Path, metric: str, greater_i
     best = "no" not in (given["eval_strategy"], given["save_strategy"])
     if recipe.train.ema is not None and (given.get("fsdp") or given.get("deepspeed")):
         raise RecipeError("train.ema: the average is kept whole on each device, which fsdp and deepspeed divide.")
+    if best and given["save_strategy"] not in ("best", given["eval_strategy"]):
+        raise RecipeError(
+            f"train: eval_strategy is {given['eval_strategy']}, but save_strategy {given['save_strategy']}: the best "
+            "checkpoint is published, so each is evaluated. Set both alike."
+        )
     if recipe.train.early_stopping and not best:
         raise RecipeError("train.early_stopping needs evaluations and checkpoints: set eval_strategy, save_strategy.")
     values = {

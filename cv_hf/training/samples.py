@@ -123,7 +123,11 @@ class TrainSamples(Dataset):
                     # Raised in a worker, it would reach the user inside a traceback.
                     return {"findings": findings, "error": type(error)(f"{row['file']}: {error}")}
                 if self.resize is not None:
-                    sample["image"] = self.resize(sample["image"])
+                    try:
+                        sample["image"] = self.resize(sample["image"])
+                    except ValueError:
+                        findings.append(_nothing_left(row, size))
+                        continue
                 if "mask" in sample:
                     sample["mask"] = resize_map(sample["mask"], sample["image"].shape[:2])
                 if self.subtasks:
@@ -164,7 +168,11 @@ class EvalSamples(Dataset):
         image, size, row, findings = _read(self.dataset[index], _picture, self.fit, self.labels)
         item: dict[str, Any] = {"id": index, "findings": findings}
         if image is not None:
-            inputs = self.processor(images=image, return_tensors="pt")
+            try:
+                inputs = self.processor(images=image, return_tensors="pt")
+            except ValueError:
+                findings.append(_nothing_left(row, size))
+                return item
             # EoMT's processor lists the patches that it cut an image into: none when it does not cut.
             item["inputs"] = {name: value[0] for name, value in inputs.items() if len(value)}
             item["row"] = {**{name: value for name, value in row.items() if name != "image"}, "size": size}
@@ -297,6 +305,12 @@ class _Keyed:
 def _picture(image: Any) -> tuple[Any, tuple[int, int], list[str]]:
     pixels, size, codes = decode_array(image)
     return PIL.Image.fromarray(pixels), size, codes
+
+
+def _nothing_left(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[str, str, str]:
+    """The finding of an image of which a processor that keeps the aspect ratio leaves an edge of no pixels."""
+    reason = f"the image processor cannot resize {size[1]}x{size[0]} pixels"
+    return "unreadable-image", row["file"], reason
 
 
 def _read(

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback, ExportableState, PrinterCallback, ProgressCallback
 
-from cv_hf.errors import CvHfError, DataError, ModelError, ResourceError
+from cv_hf.errors import CvHfError, DataError, ModelError, RecipeError, ResourceError
 from cv_hf.models import PixelMap, head_parameters, whole_config
 from cv_hf.models.counts import sharing
 from cv_hf.models.kernels import quicken
@@ -79,6 +79,10 @@ class Trainer(transformers.Trainer):
         notes: Mapping[str, Any] | None = None,
         **trainer: Any,
     ):
+        one_label = getattr(trainer["model"].config, "problem_type", None) == "single_label_classification"
+        if trainer["args"].label_smoothing_factor and not one_label:
+            # Others would be trained without it, or fail.
+            raise RecipeError("train.label_smoothing_factor is for classifiers with one label per image. Leave it out.")
         try:
             super().__init__(**trainer)
         except SETUP_ERRORS as error:
@@ -123,6 +127,8 @@ class Trainer(transformers.Trainer):
         try:
             with self.stop.heard(), memory_kept():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+        except (ImportError, NotImplementedError) as error:  # what only some models or environments have
+            raise setup_error(error) from None
         finally:
             self._end_workers()
             if self.cache is not None:
@@ -165,6 +171,11 @@ class Trainer(transformers.Trainer):
             processes=self.accelerator.num_processes,
             drop_last=self.args.dataloader_drop_last,
         )
+        if not len(self._sampler):
+            raise RecipeError(
+                f"train.dataloader_drop_last leaves out all {len(self.train_dataset)} training samples, as they are "
+                "fewer than a batch. Lower train.batch_size."
+            )
         return self._sampler
 
     def _prepare_for_training(self, *arguments: Any) -> Any:
@@ -289,6 +300,23 @@ class Trainer(transformers.Trainer):
         self.log(scalars)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scalars)
         return scalars
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether this evaluation is the best, among those that a checkpoint is saved after: no other can be published.
+
+        Of equal ones it is that of the lower loss, else the later; Trainer keeps the first, which has learnt least.
+        """
+        if self.args.save_strategy != "best" and not self.control.should_save:
+            return False
+        state, value = self.state, metrics[f"eval_{self.args.metric_for_best_model}"]
+        equal = value == state.best_metric
+        if super()._determine_best_metric(metrics, trial):
+            return True
+        losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+        if not (equal and losses.get(state.global_step, 0) <= losses.get(state.best_global_step, 0)):
+            return False
+        state.best_global_step = state.global_step
+        return True
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint aside and rename it, so that one with its final name is complete."""

@@ -6,6 +6,7 @@ from cv_hf.transforms.augment import Augment, build_augment, shrink
 from cv_hf.transforms.masks import pack, present, resize_map, unpack
 from cv_hf.transforms.pictures import (
     TILE,
+    Scored,
     Segment,
     captioned,
     class_colour,
@@ -17,6 +18,7 @@ from cv_hf.transforms.pictures import (
 __all__ = [
     "TILE",
     "Augment",
+    "Scored",
     "Segment",
     "build_augment",
     "captioned",

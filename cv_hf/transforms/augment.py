@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,7 +133,10 @@ class Augment:
             clip=True,
             filter_invalid_bboxes=True,
         )
-        self._compose = A.Compose(transforms, bbox_params=params if moved == "bboxes" else None)
+        with warnings.catch_warnings():
+            # An empty list is what a recipe may ask for.
+            warnings.filterwarnings("ignore", "Got processor for bboxes, but no transform")
+            self._compose = A.Compose(transforms, bbox_params=params if moved == "bboxes" else None)
         self.moved = moved
 
     def __call__(

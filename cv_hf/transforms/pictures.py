@@ -5,9 +5,11 @@ from __future__ import annotations
 import colorsys
 import math
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +20,18 @@ TILE = 200
 SMALLEST = 640
 # So many classes stand in a legend, the largest first.
 _LEGEND = 16
+# So long is a text beside a box, in its letters' heights.
+_LONGEST = 20
 # So wide at least is a legend, in pixels.
 _NARROWEST = 190
 # More hues than these look alike; the classes after them have another saturation and value.
 _HUES = 13
 _TONES = ((0.75, 0.95), (1.0, 0.55), (0.35, 1.0), (0.5, 0.7), (1.0, 0.3))
+# Pillow's own font has ASCII alone; these are looked for among those of the system, for names in other letters.
+_FONTS = (
+    *("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "NotoSans-Regular.ttf", "arial.ttf", "Arial Unicode.ttf"),
+    *("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "msyh.ttc", "msgothic.ttc", "malgun.ttf", "PingFang.ttc"),
+)
 _HEX = re.compile(r"#[0-9a-fA-F]{6}")
 
 
@@ -34,9 +43,15 @@ class Segment(NamedTuple):
     label: str
 
 
-def captioned(image: Image.Image, lines: Sequence[str], colour: str) -> Image.Image:
+class Scored(NamedTuple):
+    """A name and its score, of which the name alone is shortened where room is short."""
+
+    name: str
+    score: float
+
+
+def captioned(image: Image.Image, lines: Sequence[str | Scored], colour: str) -> Image.Image:
     """Fit the image into a tile and write the lines below it, each shortened to the tile's width."""
-    font = ImageFont.load_default(size=15)
     height = 22 * len(lines) + 6
     tile = Image.new("RGB", (TILE, TILE + height), "white")
     scale = TILE / max(image.size)
@@ -46,14 +61,15 @@ def captioned(image: Image.Image, lines: Sequence[str], colour: str) -> Image.Im
     tile.paste(small, ((TILE - small.width) // 2, (TILE - small.height) // 2))
     draw = ImageDraw.Draw(tile)
     for number, line in enumerate(lines):
-        draw.text((6, TILE + 4 + 22 * number), _shortened(line, font, TILE - 12), fill=colour, font=font)
+        text, font = _written(line, 15, TILE - 12)
+        draw.text((6, TILE + 4 + 22 * number), text, fill=colour, font=font)
     return tile
 
 
 def draw_boxes(
     image: Image.Image,
     boxes: Sequence[Sequence[float]],
-    texts: Sequence[str],
+    texts: Sequence[str | Scored],
     colours: Sequence[str],
     *,
     truth: Sequence[Sequence[float]] | None = None,
@@ -77,7 +93,7 @@ def draw_boxes(
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     edge = max(picture.size)
-    font = ImageFont.load_default(size=max(13, edge // 55))
+    letters = max(13, edge // 55)
     line = max(2, edge // 400)
     draw = ImageDraw.Draw(picture)
     for box in truth or ():
@@ -92,7 +108,7 @@ def draw_boxes(
         draw.rectangle(box, outline=colour, width=line)
     # Texts last, so that no box crosses them.
     for box, text, colour in zip(corners, texts, colours, strict=True):
-        text = " ".join(text.split())[:40]
+        text, font = _written(text, letters, min(picture.width - 6, _LONGEST * letters))
         width, height = font.getlength(text) + 6, sum(font.getmetrics()) + 2
         x = min(max(0, box[0]), max(0, picture.width - width))
         # Above the box, else within it, else below it: wherever no other text stands.
@@ -188,33 +204,33 @@ def _with_legend(picture: Image.Image, segments: Sequence[Segment]) -> Image.Ima
     colours = {segment.label: segment.colour for segment in reversed(segments)}
     labels = [label for label, _ in areas.most_common(_LEGEND)]
     size = max(13, max(picture.size) // 55)
-    font = ImageFont.load_default(size=size)
+    font = _font(size)
     line = sum(font.getmetrics()) + 6
     widest = max(picture.width, _NARROWEST)
     placed, x, y = [], 0, 0
     for label in [*labels, *([""] if len(areas) > _LEGEND else [])]:
         count = f" x{counts[label]}" if counts[label] > 1 else ""
-        room = widest - line - font.getlength(count)
-        text = _shortened(label[:40], font, room) + count if label else f"and {len(areas) - _LEGEND} more"
-        width = line + font.getlength(text) + 12
+        text, own = (_written(label[:40], size, widest - line - font.getlength(count))) if label else ("", font)
+        text += count if label else f"and {len(areas) - _LEGEND} more"
+        width = line + own.getlength(text) + 12
         if x and x + width > widest:
             x, y = 0, y + line
-        placed.append((x, y, text, colours.get(label)))
+        placed.append((x, y, text, own, colours.get(label)))
         x += width
     whole = Image.new("RGB", (widest, picture.height + y + line + 4) if placed else picture.size, "white")
     whole.paste(picture, (0, 0))
     draw = ImageDraw.Draw(whole)
-    for x, y, text, colour in placed:
+    for x, y, text, own, colour in placed:
         top = picture.height + 2 + y
         if colour is not None:
             draw.rectangle((x + 4, top + 4, x + line - 4, top + line - 4), fill=colour)
-        draw.text((x + line, top + 2), text, fill="black", font=font)
+        draw.text((x + line, top + 2), text, fill="black", font=own)
     return whole
 
 
 def _with_line(picture: Image.Image, text: str, *, below: bool = False) -> Image.Image:
     """The picture with a line of text above or below it."""
-    font = ImageFont.load_default(size=max(15, max(picture.size) // 50))
+    font = _font(max(15, max(picture.size) // 50))
     height = sum(font.getmetrics()) + 6
     whole = Image.new("RGB", (max(picture.width, math.ceil(font.getlength(text))), picture.height + height), "white")
     whole.paste(picture, (0, 0 if below else height))
@@ -222,8 +238,44 @@ def _with_line(picture: Image.Image, text: str, *, below: bool = False) -> Image
     return whole
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _written(text: str | Scored, size: int, width: float) -> tuple[str, ImageFont.FreeTypeFont]:
+    """One line of text that is no wider than that, and the font to write it in: the first that has all its letters.
+
+    Where none has, letters go without their accents.
+    """
+    name = text.name if isinstance(text, Scored) else text
+    needed = frozenset(letter for letter in name if not letter.isascii() and letter.isprintable())
+    font = _font(size, needed)
+    if needed and font is _font(size):
+        plain = unicodedata.normalize("NFKD", name)
+        plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+        text = Scored(plain, text.score) if isinstance(text, Scored) else plain
+    return _shortened(text, font, width), font
+
+
+@lru_cache(maxsize=256)
+def _font(size: int, letters: frozenset[str] = frozenset()) -> ImageFont.FreeTypeFont:
+    for name in _FONTS if letters else ():
+        font = _system_font(name, size)
+        # What a font does not have it draws as a box, as it does the last code point of all, which is no letter.
+        if font is not None and bytes(font.getmask(chr(0x10FFFF))) not in {bytes(font.getmask(one)) for one in letters}:
+            return font
+    return _font(size) if letters else ImageFont.load_default(size=size)
+
+
+@lru_cache(maxsize=256)
+def _system_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+def _shortened(text: str | Scored, font: ImageFont.FreeTypeFont, width: float) -> str:
     """One line of text that is no wider than that."""
+    if isinstance(text, Scored):
+        score = f" {text.score:.2f}"
+        return (_shortened(text.name, font, width - font.getlength(score)) + score).strip()
     text = " ".join(text.split())[: max(1, int(width))]  # no letter is narrower than a pixel
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2] + "…"

@@ -68,6 +68,17 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def test_a_model_that_was_not_scored_to_its_end_is_not_pushed(run):
+    """A run killed in scoring leaves a model without its card, its threshold and its evidence."""
+    (run / "model" / "README.md").unlink()
+    with pytest.raises(DataError) as caught:
+        push(run, "tester/no-card")
+    assert str(caught.value).splitlines() == [
+        f"{run}: its model/ has no card (README.md), as scoring it was not finished.",
+        f"Go on: cv-hf train '{run}/recipe.yaml' --resume",
+    ]
+
+
 def failure(run: Path, repo_id: str, **options: bool) -> str:
     """The text of the error that a push fails with; the disk is left as it was."""
     before = contents(run.parent)

@@ -210,6 +210,10 @@ def test_a_processor_without_a_pixel_map_runs_whole(recipe):
         ({"eval": {"metric": "acuracy"}}, "Did you mean 'accuracy'"),
         ({"train": {"early_stopping": 2, "eval_strategy": "no"}}, "early_stopping needs evaluations"),
         ({"train": {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 2, "save_strategy": "steps"}}, "train:"),
+        ({"train": {"eval_strategy": "steps"}}, "train: eval_strategy is steps, but save_strategy epoch"),
+        ({"train": {"label_smoothing_factor": 1}}, "should be below 1"),
+        ({"train": {"dataloader_drop_last": True, "batch_size": 25}}, "leaves out all 24 training samples"),
+        ({"train": {"use_liger_kernel": True}}, "train: .*liger-kernel"),
         ({"train": {"optim": "no-such-optimizer"}}, "train.optim: there is no"),
         ({"train": {"bf16": True, "fp16": True}}, "train:"),
         ({"train": {"ema": 0.99, "fsdp": "full_shard"}}, "train.ema"),
@@ -285,3 +289,48 @@ def test_an_augmentation_that_fails_on_one_photo_names_it(recipe, copied):
     with pytest.raises(RecipeError, match=r"train/red/0\.png: augment: fails on an image of 8x8") as error:
         finetune(values)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "saved_every", "best"),
+    [
+        ([(0.5, 3), (0.5, 1), (0.5, 2), (0.4, 0)], 1, 2),  # of equals the lower loss
+        ([(0.5, None), (0.5, None), (0.4, None), (0.4, None)], 1, 2),  # else the later
+        ([(0.0, 2.0)] * 4, 1, 4),
+        ([(0.9, 1), (0.5, 1), (0.8, 1), (0.4, 1)], 2, 2),  # of the first and the third no checkpoint is saved
+        ([(0.5, 1), (0.9, 5), (0.8, 1), (0.4, 0)], 1, 2),
+    ],
+)
+def test_the_best_of_the_saved_checkpoints_is_published(recipe, monkeypatch, scores, saved_every, best):
+    said = iter(scores)
+
+    def evaluate(*_, **__):
+        accuracy, loss = next(said)
+        return {"accuracy": accuracy} if loss is None else {"accuracy": accuracy, "loss": loss}
+
+    monkeypatch.setattr("cv_hf.finetuning.evaluate", evaluate)
+    train = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps"}
+    run = finetune(recipe("vit", train={**train, "save_steps": saved_every}))
+    assert run.metrics["train"]["best_step"] == best
+    saved = load_file(run.folder / "checkpoints" / f"checkpoint-{best}" / "model.safetensors")
+    published = load_file(run.model / "model.safetensors")
+    assert saved.keys() == published.keys()
+    assert all(torch.equal(tensor, published[name]) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize("task", ["several labels", "boxes", "segmentation"])
+def test_label_smoothing_is_refused_where_there_is_nothing_to_smooth(
+    task, recipe, detection_recipe, segmentation_recipe, copied
+):
+    train = {"label_smoothing_factor": 0.1}
+    if task == "boxes":
+        values = detection_recipe(train=train)
+    elif task == "segmentation":
+        values = segmentation_recipe("semantic-segmentation", "segformer_semantic", train=train)
+    else:
+        files = sorted(copied.rglob("*.png"))
+        lines = [json.dumps({"image": str(file.relative_to(copied)), "labels": [file.parent.name]}) for file in files]
+        (copied / "several.jsonl").write_text("\n".join(lines))
+        values = recipe(data={"id": str(copied / "several.jsonl")}, train=train)
+    with pytest.raises(RecipeError, match="label_smoothing_factor is for classifiers with one label per image"):
+        finetune(values)

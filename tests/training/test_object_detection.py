@@ -330,3 +330,24 @@ def test_the_resizer_can_be_sent_to_workers(tiny):
 
     resize = pickle.loads(pickle.dumps(resizer(transformers.AutoImageProcessor.from_pretrained(tiny("detr")))))
     assert resize(np.zeros((40, 80, 3), np.uint8)).shape == (48, 96, 3)
+
+
+@pytest.mark.parametrize("family", ["detr", "yolos"])
+def test_a_strip_of_which_the_processor_leaves_nothing_is_counted_and_passed_over(
+    family, detection_recipe, boxes, tmp_path
+):
+    """Of 4000x1 pixels a processor that keeps the aspect ratio makes an image without height."""
+    data = shutil.copytree(boxes, tmp_path / "boxes")
+    for split in ("train", "val", "test"):
+        file = data / "annotations" / f"instances_{split}.json"
+        content = json.loads(file.read_text())
+        Image.new("RGB", (4000, 1)).save(data / split / "strip.png")
+        content["images"].append({"id": 999, "file_name": "strip.png", "width": 4000, "height": 1})
+        strip = {"id": 999, "image_id": 999, "category_id": 3, "bbox": [10, 0, 300, 1], "area": 300, "iscrowd": 0}
+        content["annotations"].append(strip)
+        file.write_text(json.dumps(content))
+    train = {"max_steps": -1, "num_train_epochs": 1}
+    run = finetune(detection_recipe(family, data={"id": str(data)}, train=train, augment=[]))
+    assert run.metrics["test"]["num_samples"] == 8
+    found = run.metrics["findings"]["unreadable-image"]
+    assert sorted(found["files"]) == ["test/strip.png", "train/strip.png", "val/strip.png"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -278,3 +279,9 @@ def test_targets_stay_on_what_they_name_in_an_image_that_is_read_smaller(task, o
                 assert (named != there).mean() < 0.02
                 seen[place] += int(there.any())
     assert min(seen[0], seen[1]) > 8
+
+
+def test_no_augmentation_of_boxes_is_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_augment([], None, seed=0, moved="bboxes")

@@ -11,7 +11,7 @@ from PIL import Image, ImageColor
 from cv_hf.data import from_class_names
 from cv_hf.runs import from_mask
 from cv_hf.tasks import get_task
-from cv_hf.transforms import captioned, class_colour, contact_sheet
+from cv_hf.transforms import Scored, captioned, class_colour, contact_sheet, draw_boxes, pictures
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (4000, 20), (20, 4000), (300, 200)])
@@ -101,3 +101,61 @@ def test_a_sheet_of_boxes_says_that_the_white_ones_are_the_truth(size):
     assert _dark(told, 0, bare.height, 400, told.height) > 50
     for name in labels.names:
         assert (np.asarray(bare) == _rgb(class_colour(name, names=labels.names))).all(-1).sum() > 20
+
+
+@pytest.mark.parametrize("size", [(200, 200), (60, 640)])
+def test_a_long_name_leaves_room_for_its_score(size):
+    image, name = Image.new("RGB", size, "white"), "a label of far too many words " * 20
+
+    def caption(text):
+        return captioned(image, [text], "black")
+
+    def box(text):
+        return draw_boxes(image, [[10, 10, 50, 50]], [text], ["#000000"])
+
+    for draw in (caption, box):
+        one, other = (np.asarray(draw(Scored(name, score))).astype(int) for score in (0.11, 0.98))
+        differing = np.nonzero((one != other).any(-1))[1]
+        assert differing.size
+        # Nothing of the score is cut off at the right: there is a margin after its last letter.
+        assert differing.max() < one.shape[1] - 2
+
+
+def _is_green(picture: Image.Image) -> bool:
+    text = np.asarray(picture)[200:].reshape(-1, 3).astype(int)
+    green, red = (text[:, 1] - text[:, 0] > 60).sum(), (text[:, 0] - text[:, 1] > 60).sum()
+    assert (green > 20) != (red > 20)
+    return green > red
+
+
+@pytest.mark.parametrize(
+    ("scores", "truth", "right"),
+    [
+        ({"tench, Tinca tinca": 0.4, "cat": 0.3}, "tench, Tinca tinca", True),
+        ({"tench": 0.4, "cat": 0.3}, "tench, Tinca tinca", False),
+        ({"a": 0.9, "b": 0.7, "c": 0.2}, ["b", "a"], True),
+        ({"a": 0.9, "b": 0.7, "c": 0.2}, ["a"], False),
+        ({"a": 0.9, "b": 0.4, "c": 0.2}, ["a", "b"], False),
+        ({"a": 0.4, "b": 0.3}, [], True),
+        ({"a": 0.4, "b": 0.3}, ["a"], False),
+        (dict.fromkeys("abcde", 0.9), list("abcdef"), True),  # pipeline() returns no more than five
+    ],
+)
+def test_a_classified_picture_is_green_where_the_prediction_is_the_truth(scores, truth, right):
+    answer = [{"label": label, "score": score} for label, score in scores.items()]
+    picture = get_task("image-classification").draw(Image.new("RGB", (9, 9), "white"), answer, truth, None, None)
+    assert _is_green(picture) == right
+
+
+@pytest.mark.parametrize("fonts", [pictures._FONTS, ()])
+def test_names_beyond_ascii_can_be_read(fonts, monkeypatch):
+    """No letter is drawn as the box of one that the font lacks, with the fonts of this machine and without any."""
+    monkeypatch.setattr(pictures, "_FONTS", fonts)
+    pictures._font.cache_clear()
+    for name in ("señal de tráfico", "Ärztin", "číslo"):
+        text, font = pictures._written(Scored(name, 0.5), 15, 400)
+        absent = bytes(font.getmask(chr(0x10FFFF)))
+        assert text.endswith(" 0.50")
+        assert not [letter for letter in text if bytes(font.getmask(letter)) == absent]
+    assert text.startswith("číslo" if font is not pictures._font(15) else "cislo")
+    pictures._font.cache_clear()
