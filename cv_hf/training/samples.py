@@ -125,8 +125,8 @@ class TrainSamples(Dataset):
                 if self.resize is not None:
                     try:
                         sample["image"] = self.resize(sample["image"])
-                    except ValueError:
-                        findings.append(_nothing_left(row, size))
+                    except ValueError as error:
+                        findings.append(_refused(row, size, error))
                         continue
                 if "mask" in sample:
                     sample["mask"] = resize_map(sample["mask"], sample["image"].shape[:2])
@@ -170,8 +170,8 @@ class EvalSamples(Dataset):
         if image is not None:
             try:
                 inputs = self.processor(images=image, return_tensors="pt")
-            except ValueError:
-                findings.append(_nothing_left(row, size))
+            except ValueError as error:
+                findings.append(_refused(row, size, error))
                 return item
             # EoMT's processor lists the patches that it cut an image into: none when it does not cut.
             item["inputs"] = {name: value[0] for name, value in inputs.items() if len(value)}
@@ -307,10 +307,11 @@ def _picture(image: Any) -> tuple[Any, tuple[int, int], list[str]]:
     return PIL.Image.fromarray(pixels), size, codes
 
 
-def _nothing_left(row: Mapping[str, Any], size: tuple[int, int]) -> tuple[str, str, str]:
-    """The finding of an image of which a processor that keeps the aspect ratio leaves an edge of no pixels."""
-    reason = f"the image processor cannot resize {size[1]}x{size[0]} pixels"
-    return "unreadable-image", row["file"], reason
+def _refused(row: Mapping[str, Any], size: tuple[int, int], error: ValueError) -> tuple[str, str, str]:
+    """The finding of an image that a processor fails on: where it keeps the aspect ratio, it may leave an edge of no
+    pixels."""
+    reason = " ".join(str(error).split())[:200]
+    return "unreadable-image", row["file"], f"the image processor fails on {size[1]}x{size[0]} pixels: {reason}"
 
 
 def _read(
