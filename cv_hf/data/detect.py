@@ -141,13 +141,16 @@ def _table(files: Sequence[Path]) -> str:
 def _unlabelled(folder: Path) -> bool | None:
     """Whether the images below a folder stand in folders that are called as those of images or splits are, so that
     none is a class; None: there are no images."""
-    found: list[bool | None] = []
+    found = None
     for inner in folders_in(folder):
         if inner.name.lower() not in IMAGE_FOLDERS and not role_of(inner.name):
-            found.append(False if any(_holds_images(Path(place)) for place, _, _ in os.walk(inner)) else None)
-        else:
-            found.append(_holds_images(inner) or _unlabelled(inner))
-    return all(each for each in found if each is not None) if any(each is not None for each in found) else None
+            if any(_holds_images(Path(place)) for place, _, _ in os.walk(inner)):
+                return False
+        elif (below := _holds_images(inner) or _unlabelled(inner)) is not None:
+            if not below:
+                return False
+            found = True
+    return found
 
 
 def _refuse_pairs(path: Path) -> None:

@@ -161,9 +161,13 @@ def shows_masks(root: Path) -> bool:
 def paired_folders(root: Path) -> tuple[Path, Path] | None:
     """The folders of images and of masks, where these two alone are there, their files are called alike, and something
     tells them apart: one is called as folders of images are, or its files are JPEGs; or those of the other as masks."""
-    sampled = {folder: files_in(folder, image_suffixes())[:_SAMPLED] for folder in folders(root)}
-    sampled = {folder: files for folder, files in sampled.items() if files}
-    if len(sampled) != 2:
+    sampled: dict[Path, list[Path]] = {}
+    for folder in folders(root):
+        if files := files_in(folder, image_suffixes())[:_SAMPLED]:
+            sampled[folder] = files
+        if len(sampled) > 2:
+            return None
+    if len(sampled) < 2:
         return None
     for photos, marks in (tuple(sampled), tuple(sampled)[::-1]):
         names = {path.stem for path in sampled[marks]}

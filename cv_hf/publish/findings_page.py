@@ -55,7 +55,7 @@ def write_findings(diagnosis: Diagnosis, file: Path) -> None:
     numbers = ", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in findings.by_severity().items())
     parts = [
         "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
+        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         # Nothing on the page runs or is fetched, whatever a name in the data looks like.
         """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; """
         """style-src 'unsafe-inline'">""",
