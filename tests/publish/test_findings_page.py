@@ -91,7 +91,7 @@ def test_names_do_no_harm(tmp_path):
     found = Page(text)
     assert found.tags <= {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "tr", "th", "td",
                           "bdi", "span", "code", "div", "figure", "img", "figcaption", "ul", "li"}  # fmt: skip
-    assert found.attributes <= {"lang", "charset", "http-equiv", "content", "class", "id", "alt", "src"}
+    assert found.attributes <= {"lang", "charset", "name", "http-equiv", "content", "class", "id", "alt", "src"}
     assert HOSTILE in found.texts
     assert "<script" not in text
     assert "onerror=alert(1)>" not in text
