@@ -91,6 +91,7 @@ def type_name(feature: Any) -> str:
 
 
 def is_list(feature: Any) -> bool:
+    """Whether a column holds a list in each row."""
     return isinstance(feature, (datasets.List, datasets.LargeList))
 
 

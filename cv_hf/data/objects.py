@@ -94,6 +94,11 @@ def containers_of(features: Mapping[str, Any], given: Mapping[str, str], anchor:
 
 
 def find_place(features: Mapping[str, Any], given: Mapping[str, str], anchor: str) -> Place:
+    """Where the objects stand, told by their member `anchor`.
+
+    Raises:
+        DataError: no column holds them, or more than one could.
+    """
     found = containers_of(features, given, anchor)
     things = "boxes" if anchor == "bbox" else "masks"
     if len(found) != 1:
@@ -180,6 +185,7 @@ def find_value(features: Mapping[str, Any], canonical: str, given: Mapping[str, 
 
 
 def is_number(feature: Any) -> bool:
+    """Whether a column holds numbers, true or false, or nothing."""
     if not isinstance(feature, datasets.Value):
         return isinstance(feature, datasets.ClassLabel)
     return feature.dtype.startswith(("int", "uint", "float", "bool", "null"))
@@ -205,6 +211,7 @@ def _is_segmentation(feature: Any) -> bool:
 
 
 def is_category(feature: Any) -> bool:
+    """Whether a column can hold classes: numbers or text."""
     return is_number(feature) or getattr(feature, "dtype", "") in ("string", "large_string")
 
 
@@ -246,12 +253,14 @@ def flattened(table: pa.Table, place: Place, canonical: str) -> tuple[np.ndarray
 
 
 def list_lengths(lists: pa.Array) -> np.ndarray:
+    """The length of each list, 0 of none: int64 (rows,)."""
     if pa.types.is_null(lists.type):
         return np.zeros(len(lists), np.int64)
     return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def as_lists(counts: np.ndarray, flat: pa.Array) -> pa.Array:
+    """Lists of these lengths from values one after the other."""
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)), flat)
 
 
@@ -277,6 +286,7 @@ def image_ids(table: pa.Table | None, column: str | None, number: int) -> tuple[
 
 
 def with_column(dataset: datasets.Dataset, name: str, column: Any, feature: Any) -> datasets.Dataset:
+    """The dataset with one more column, also where it has no rows."""
     if not len(dataset):
         features = datasets.Features({**dataset.features, name: feature})
         return datasets.Dataset.from_dict({each: [] for each in features}, features=features)
@@ -300,10 +310,12 @@ def with_objects(
 
 
 def objects_column(dataset: datasets.Dataset) -> pa.Array:
+    """The column `objects` as one struct of lists."""
     return dataset.select_columns("objects").with_format("arrow")[:]["objects"].combine_chunks()
 
 
 def lists_of(objects: pa.Array) -> dict[str, pa.Array]:
+    """{name: lists} of a struct of lists."""
     return {field.name: pc.struct_field(objects, field.name) for field in objects.type}
 
 
@@ -332,6 +344,7 @@ def lose_mismatched(dataset: datasets.Dataset, findings: Findings, on_bad_sample
 
 
 def as_numpy(array: pa.Array, kind: type) -> np.ndarray:
+    """An Arrow array as NumPy of that kind; a null is NaN, so that only floats may have any."""
     return array.to_numpy(zero_copy_only=False).astype(kind)
 
 
@@ -347,6 +360,7 @@ def _plain(value: Any) -> Any:
 
 
 def distinct(categories: pa.Array) -> set[Any]:
+    """The categories that are seen, as the label map knows them; None for none."""
     return {_plain(value) for value in categories.unique().to_pylist()}
 
 
