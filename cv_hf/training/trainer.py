@@ -121,13 +121,16 @@ class Trainer(transformers.Trainer):
             ResourceError: the disk is full; the checkpoints before are whole.
         """
         self._resumed = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        self._saved_step = None
+        self._saved_step = self._began = None
         if self._resumed is not None:
             self.args.eval_on_start = False  # it is in the log already
         try:
             with self.stop.heard(), memory_kept():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
-        except (ImportError, NotImplementedError) as error:  # what only some models or environments have
+        except (ImportError, NotImplementedError) as error:
+            if self._began is not None:
+                raise
+            # An option that only some models or environments have.
             raise setup_error(error) from None
         finally:
             self._end_workers()
