@@ -321,7 +321,7 @@ def clean(
         role: _clean_split(split, objects[role], labels, data, box_format, findings) for role, split in rows.items()
     }
     number = sum(len(each.boxes) for each in objects.values())
-    if number and not any(len(_flat(split).boxes) for split in cleaned.values()):
+    if number and not any(list_lengths(lists_of(objects_column(split))["bbox"]).any() for split in cleaned.values()):
         what = "cx cy w h, from 0 to 1" if source_format == "yolo" else box_format
         mend = "Correct the files." if source_format in _OWN_FORMATS else _SET_FORMAT
         worst = findings.summary().split("\n")[0]

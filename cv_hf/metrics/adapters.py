@@ -11,7 +11,7 @@ import evaluate
 
 from cv_hf.errors import DataError
 from cv_hf.metrics.base import Accumulator
-from cv_hf.metrics.classification import MultiLabelAccumulator, SingleLabelAccumulator
+from cv_hf.metrics.classification import PREDICTED, MultiLabelAccumulator, SingleLabelAccumulator
 from cv_hf.metrics.detection import DetectionAccumulator
 from cv_hf.metrics.panoptic import PanopticAccumulator
 from cv_hf.metrics.semantic import SemanticAccumulator
@@ -189,7 +189,7 @@ class ClassificationMetric(StreamingMetric):
 class MultiLabelMetric(StreamingMetric):
     """Multi-label classification as an evaluate.Metric; see MultiLabelAccumulator for inputs and results."""
 
-    def __init__(self, label_names: Sequence[str], threshold: float = 0.5) -> None:
+    def __init__(self, label_names: Sequence[str], threshold: float = PREDICTED) -> None:
         super().__init__(
             partial(MultiLabelAccumulator, label_names, threshold),
             description="Mean average precision, F1, subset accuracy and per-class scores.",

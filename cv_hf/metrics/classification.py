@@ -19,6 +19,8 @@ from cv_hf.metrics.base import SampleRecords, check_mergeable, checked_names, to
 
 # A larger confusion matrix is neither read by anyone nor fit for a JSON file (ImageNet-21k: 477 million numbers).
 CONFUSION_MATRIX_LABELS = 1000
+# Of classes that do not exclude each other, those whose probability is greater are predicted.
+PREDICTED = 0.5
 
 
 class SingleLabelAccumulator:
@@ -134,7 +136,7 @@ class MultiLabelAccumulator:
         threshold: a class is predicted where the sigmoid of its logit is greater.
     """
 
-    def __init__(self, label_names: Sequence[str], threshold: float = 0.5) -> None:
+    def __init__(self, label_names: Sequence[str], threshold: float = PREDICTED) -> None:
         self.label_names = checked_names(label_names)
         self.threshold = threshold
         classes = len(self.label_names)

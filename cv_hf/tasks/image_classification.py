@@ -10,14 +10,13 @@ import torch
 
 from cv_hf.data import LabelMap, classification
 from cv_hf.metrics import Accumulator, MultiLabelAccumulator, SingleLabelAccumulator
+from cv_hf.metrics.classification import PREDICTED
 from cv_hf.task import Task
 from cv_hf.transforms import TILE, Scored, captioned
 
 # pipeline("image-classification") returns so many classes unless told otherwise.
 TOP_K = 5
 SCORE_TOLERANCE = 1e-4
-# Of classes that do not exclude each other, those that score more are predicted.
-CLAIMED = 0.5
 
 
 def model_fields(labels: LabelMap, columns: Sequence[str]) -> dict[str, Any]:
@@ -145,7 +144,7 @@ def draw(
     Of exclusive classes it is the best one. Of others all that score more than one half, as far as there are no more of
     them than pipeline() returns.
     """
-    claimed = [one for one in prediction if one["score"] > CLAIMED]
+    claimed = [one for one in prediction if one["score"] > PREDICTED]
     several = isinstance(truth, list)
     shown = claimed if claimed or several else prediction[:1]
     lines: list[str | Scored] = [Scored(one["label"], one["score"]) for one in shown] or ["none"]
